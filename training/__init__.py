@@ -1,0 +1,1 @@
+"""What a training recipe needs around the network and its data."""

@@ -1,0 +1,172 @@
+"""What must happen before MXNet is imported.
+
+MXNet reads its thread count and resolves its CUDA libraries once, while it is imported. Every script
+therefore begins with
+
+    from training.runtime import prepare_mxnet
+
+    prepare_mxnet()
+
+above the first import that reaches MXNet. This module itself imports nothing heavy.
+"""
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from training.errors import UserError
+
+# Either of these is the user's own choice of a thread count.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
+
+# What libmxnet.so of mxnet-cu112 is linked against, as NVIDIA's wheels place it in site-packages/nvidia,
+# each after what it needs itself. The parts that cuDNN and NVRTC open later (libcudnn_ops_infer.so.8,
+# libnvrtc-builtins.so.11.8 ...) lie beside them and are found by their RUNPATH, $ORIGIN.
+_CUDA_LIBRARIES = (
+    "cuda_runtime/lib/libcudart.so.11.0",
+    "nvtx/lib/libnvToolsExt.so.1",
+    "cuda_nvrtc/lib/libnvrtc.so.11.2",
+    "cublas/lib/libcublasLt.so.11",
+    "cublas/lib/libcublas.so.11",
+    "cusolver/lib/libcusolver.so.11",
+    "cufft/lib/libcufft.so.10",
+    "curand/lib/libcurand.so.10",
+    "nccl/lib/libnccl.so.2",
+    "cudnn/lib/libcudnn.so.8",
+)
+
+
+def prepare_mxnet(environ=os.environ):
+    """Set MXNet's thread count and make its CUDA libraries known, before MXNet is imported.
+
+    OMP_NUM_THREADS becomes real_core_count() unless the user has set it or MXNET_OMP_MAX_THREADS. By default
+    MXNet takes half the visible cores, on the assumption that they are hyper-threads; where they are not,
+    that halves its throughput.
+
+    With a CUDA build of MXNet, the CUDA 11 libraries that pip installed are loaded, so LD_LIBRARY_PATH is not
+    needed. Libraries that pip did not install are left for MXNet to find on the system.
+
+    A second call changes nothing.
+
+    Args:
+        environ: The environment to read and to write OMP_NUM_THREADS to. MXNet sees that of this process,
+            os.environ; another mapping may serve a process yet to be started.
+
+    Raises:
+        UserError: If MXNet has already been imported with another thread count, or if it is a CUDA build
+            and the NVIDIA driver is missing or a CUDA library cannot be loaded.
+    """
+    user_decided = any(environ.get(name) for name in _THREAD_VARIABLES)
+    if "mxnet" in sys.modules:
+        if not user_decided and real_core_count() != _default_thread_count():
+            raise UserError("prepare_mxnet() must run before mxnet is imported: it sets OMP_NUM_THREADS")
+        return
+    if not user_decided:
+        environ["OMP_NUM_THREADS"] = str(real_core_count())
+    site_packages = _cuda_build_location()
+    if site_packages is not None:
+        _load_cuda_libraries(site_packages / "nvidia")
+
+
+def real_core_count(root="/", cpus=None):
+    """Count the cores this process may use.
+
+    Hyper-threads of one core count once. A quota on its control group, rounded up, bounds the result.
+
+    Args:
+        root: Where the trees /sys and /proc are found.
+        cpus: The numbers of the logical CPUs to count; those of this process's affinity mask by default.
+
+    Returns:
+        An int, at least 1.
+    """
+    root = Path(root)
+    if cpus is None:
+        cpus = os.sched_getaffinity(0)
+    # All hyper-threads of a core name the same siblings; a CPU without a readable topology counts as a core.
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {_read(root / topology.format(cpu)) or f"cpu{cpu}" for cpu in cpus}
+    return max(1, min([len(cores), *_cpu_quotas(root)]))
+
+
+def _default_thread_count():
+    """Return the thread count MXNet takes on x86 where the environment does not say."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def _cpu_quotas(root):
+    """Yield the quotas of this process's cgroup and those above it, version 1 or 2, as _cpu_quota does."""
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts = ["sys/fs/cgroup"]
+        elif "cpu" in controllers.split(","):
+            mounts = [f"sys/fs/cgroup/{controllers}", "sys/fs/cgroup/cpu"]
+        else:
+            continue
+        # In a container the path may be the host's, not to be seen here; the group is then the mount itself.
+        for mount in dict.fromkeys(mounts):
+            group = root / mount / path.lstrip("/")
+            while True:
+                quota = _cpu_quota(group)
+                if quota is not None:
+                    yield quota
+                if group == root / mount:
+                    break
+                group = group.parent
+
+
+def _cpu_quota(group):
+    """Return the quota of one cgroup folder in whole CPUs, rounded up, or None where it sets none."""
+    version_1 = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
+    version_2 = (_read(group / "cpu.max") or "").split()
+    parts = version_2 or version_1
+    try:
+        quota, period = (int(part) for part in parts)
+    except (TypeError, ValueError):  # a missing file, or the word "max"
+        return None
+    if quota <= 0 or period <= 0:  # version 1 writes -1 for no limit
+        return None
+    return -(-quota // period)
+
+
+def _read(path):
+    """Return a file's text without surrounding white space, or None if it is empty or cannot be read."""
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _cuda_build_location():
+    """Return the site-packages folder that holds a CUDA build of MXNet, or None."""
+    spec = importlib.util.find_spec("mxnet")
+    if spec is None or spec.origin is None:
+        return None
+    site_packages = Path(spec.origin).parent.parent
+    return site_packages if any(site_packages.glob("mxnet_cu*.dist-info")) else None
+
+
+def _load_cuda_libraries(folder):
+    """Load the driver and those of _CUDA_LIBRARIES that lie under folder.
+
+    The dynamic linker knows a loaded library by its name: MXNet, linked against these names, takes these.
+
+    Raises:
+        UserError: If the driver or a library that lies there cannot be loaded.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise UserError(
+            "mxnet-cu112 is installed, but this machine has no NVIDIA driver (libcuda.so.1): "
+            "install requirements-cpu.txt to train on the CPU"
+        ) from error
+    for name in _CUDA_LIBRARIES:
+        if (folder / name).exists():
+            try:
+                ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+            except OSError as error:
+                raise UserError(f"the CUDA library {folder / name} cannot be loaded: {error}") from error
