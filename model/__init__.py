@@ -1,0 +1,11 @@
+"""Residual attention networks (arXiv 1704.06904) as Gluon HybridBlocks."""
+
+from model.attention_net import (
+    AttentionNet,
+    AttentionNetCifar,
+    attention_net_spec,
+    get_attention_cifar,
+    get_attention_net,
+)
+
+__all__ = ["AttentionNet", "AttentionNetCifar", "attention_net_spec", "get_attention_cifar", "get_attention_net"]

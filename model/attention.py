@@ -1,0 +1,145 @@
+"""Attention module: a trunk branch weighed by a soft mask branch (arXiv 1704.06904, section 3)."""
+
+from mxnet.gluon import nn
+
+from model.units import norm_relu
+
+__all__ = ["AttentionModule", "Hourglass", "SoftMask", "Upsample", "unit_sequence"]
+
+
+class Upsample(nn.HybridBlock):
+    """Bilinear interpolation of one feature map to the height and width of another, corners aligned.
+
+    Equal to ``contrib.BilinearResize2D(x, like, mode="like")`` and written as one matrix product, because that
+    operator's backward pass alone took a quarter of a training step on a CPU. The interpolation matrix is computed
+    from the two maps' sizes when the network runs, so one set of parameters serves any input size.
+
+    Shapes: x (N, C, h, w), like (N, C, H, W) -> (N, C, H, W).
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._dtype = "float32"
+
+    def cast(self, dtype):
+        self._dtype = dtype
+        super().cast(dtype)
+
+    def shares(self, F, x, like):
+        """The share of every source pixel in every target pixel, (h w, H W)."""
+        rows = interpolation_matrix(F, x, like, axis=2).expand_dims(1).expand_dims(3)  # (h, 1, H, 1)
+        columns = interpolation_matrix(F, x, like, axis=3).expand_dims(0).expand_dims(2)  # (1, w, 1, W)
+        return F.broadcast_mul(rows, columns).reshape((-3, -3)).astype(self._dtype)
+
+    def hybrid_forward(self, F, x, like):
+        # The shares are constant; without BlockGrad their gradient would be computed all the same.
+        shares = F.BlockGrad(self.shares(F, x, like))
+        return F.reshape_like(F.dot(x.reshape((-3, -3)), shares), like)
+
+
+def interpolation_matrix(F, x, like, axis):
+    """Share of each position of x along an axis in each position of ``like``, in float32, shape (from, to).
+
+    Position i of n lies at i (m - 1) / (n - 1) among m source positions; the two around it share it linearly.
+    """
+    source = F.contrib.arange_like(x, axis=axis).astype("float32")
+    target = F.contrib.arange_like(like, axis=axis).astype("float32")
+    step = F.broadcast_div(F.max(source), F.broadcast_maximum(F.max(target), F.ones(1)))
+    position = F.broadcast_mul(target, step)
+    distance = F.abs(F.broadcast_sub(source.reshape((-1, 1)), position.reshape((1, -1))))
+    return F.relu(1 - distance)
+
+
+class Hourglass(nn.HybridBlock):
+    """Bottom-up, top-down part of the mask branch, defined by itself one level deeper.
+
+    A level is: 3x3 max pooling of stride 2; ``r`` units; the inner level, if any, beside a skip unit; ``r`` units;
+    up-sampling to the size of the level's input (section 3.1, figure 2).
+
+    Parameters
+    ----------
+    levels : int
+        How often the map is halved: 3, 2 and 1 in stages 1, 2 and 3.
+    channels : int
+        Channels, in and out.
+    r : int
+        Residual units after each pooling and before each up-sampling.
+    unit : type
+        Residual unit class.
+
+    Shapes: (N, channels, H, W) -> (N, channels, H, W).
+    """
+
+    def __init__(self, levels, channels, r, unit, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            # As in the authors' network, windows start at the first pixel and the last one may hang over the edge.
+            self.pool = nn.MaxPool2D(3, 2, ceil_mode=True)
+            self.down = unit_sequence(r, channels, unit)
+            self.skip = self.inner = None
+            if levels > 1:
+                self.skip = unit(channels, channels)
+                self.inner = Hourglass(levels - 1, channels, r, unit)
+            self.up = unit_sequence(r, channels, unit)
+            self.upsample = Upsample()
+
+    def hybrid_forward(self, F, x):
+        y = self.down(self.pool(x))
+        if self.inner is not None:
+            y = self.skip(y) + self.inner(y)
+        return self.upsample(self.up(y), x)
+
+
+class SoftMask(nn.HybridBlock):
+    """Soft mask branch: the hourglass, then BN, ReLU, 1x1 convolution, twice, and a sigmoid (figure 2).
+
+    Parameters are those of `Hourglass`. Shapes: (N, channels, H, W) -> (N, channels, H, W), values in (0, 1).
+    """
+
+    def __init__(self, levels, channels, r, unit, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.hourglass = Hourglass(levels, channels, r, unit)
+            self.head = nn.HybridSequential()
+            for _ in range(2):
+                self.head.add(norm_relu(channels), nn.Conv2D(channels, 1, use_bias=False, in_channels=channels))
+
+    def hybrid_forward(self, F, x):
+        return F.sigmoid(self.head(self.hourglass(x)))
+
+
+class AttentionModule(nn.HybridBlock):
+    """``p`` units, then ``(1 + M(x)) * T(x)`` with a trunk T of ``t`` units, then ``p`` units (section 3.2).
+
+    Parameters
+    ----------
+    levels : int
+        Depth of the mask's hourglass.
+    channels : int
+        Channels, in and out.
+    p, t, r : int
+        Units before and after the split, in the trunk, and between two samplings of the mask.
+    unit : type
+        Residual unit class.
+
+    Shapes: (N, channels, H, W) -> (N, channels, H, W).
+    """
+
+    def __init__(self, levels, channels, p, t, r, unit, **kwargs):
+        super().__init__(**kwargs)
+        with self.name_scope():
+            self.before = unit_sequence(p, channels, unit)
+            self.trunk = unit_sequence(t, channels, unit)
+            self.mask = SoftMask(levels, channels, r, unit)
+            self.after = unit_sequence(p, channels, unit)
+
+    def hybrid_forward(self, F, x):
+        x = self.before(x)
+        return self.after((1 + self.mask(x)) * self.trunk(x))
+
+
+def unit_sequence(count, channels, unit):
+    """``count`` residual units, one after the other, that keep channels and size."""
+    block = nn.HybridSequential()
+    block.add(*[unit(channels, channels) for _ in range(count)])
+    return block

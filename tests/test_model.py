@@ -1,0 +1,160 @@
+"""The networks are the paper's: sizes, structure, and the same numbers in every form."""
+
+import json
+from collections import Counter
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from model import attention_net_spec, get_attention_cifar, get_attention_net
+from model.attention import AttentionModule, Upsample
+from model.summary import multiply_adds, trainable_parameters
+from model.units import PreActivationBottleneck
+
+SIZES = [
+    (get_attention_net, 1000, 56, 224, 31_810_728, 6.271),
+    (get_attention_net, 1000, 92, 224, 52_466_344, 10.534),
+    (get_attention_cifar, 10, 56, 32, 7_467_370, 0.503),
+    (get_attention_cifar, 10, 92, 32, 12_646_506, 0.851),
+]
+
+
+@pytest.mark.parametrize("get_net, classes, depth, size, parameters, giga_multiply_adds", SIZES)
+def test_sizes_are_exactly_the_published_ones(get_net, classes, depth, size, parameters, giga_multiply_adds):
+    net = get_net(classes, depth)
+    assert trainable_parameters(net) == parameters
+    assert round(multiply_adds(net, (1, 3, size, size)) / 1e9, 3) == giga_multiply_adds
+
+
+def test_the_spec_names_the_papers_networks():
+    assert {depth: (spec.ptr, spec.modules) for depth, spec in attention_net_spec.items()} == {
+        56: ([1, 2, 1], [1, 1, 1]),
+        92: ([1, 2, 1], [1, 2, 3]),
+        128: ([1, 2, 1], [3, 3, 3]),
+        164: ([1, 2, 1], [4, 4, 4]),
+        236: ([1, 2, 1], [6, 6, 6]),
+        452: ([2, 4, 3], [6, 6, 6]),
+    }
+
+
+def test_an_unknown_depth_is_refused():
+    with pytest.raises(ValueError, match="57.*56, 92, 128, 164, 236, 452"):
+        get_attention_cifar(10, 57)
+
+
+def operators(net):
+    """How often each operator stands in the network's graph."""
+    return Counter(node["op"] for node in json.loads(net(mx.sym.var("data")).tojson())["nodes"])
+
+
+@pytest.mark.parametrize("depth", attention_net_spec)
+def test_masks_pool_three_two_and_one_times_and_end_in_a_sigmoid(depth):
+    modules = attention_net_spec[depth].modules
+    pools = sum(count * levels for count, levels in zip(modules, (3, 2, 1)))
+    counted = operators(get_attention_cifar(10, depth))
+    assert counted["sigmoid"] == sum(modules)
+    assert counted["Pooling"] == pools + 1  # and the global one
+    assert operators(get_attention_net(10, depth))["Pooling"] == pools + 2  # and the stem's
+
+
+def initialized(net, dtype="float32"):
+    mx.random.seed(3)
+    net.initialize(mx.init.MSRAPrelu(factor_type="in", slope=0))
+    net.cast(dtype)
+    return net
+
+
+def outputs_and_gradients(net, images):
+    """The logits, and the gradient of their weighted sum by every trainable parameter, as numpy arrays."""
+    net.collect_params().zero_grad()
+    with autograd.record():
+        logits = net(images)
+        total = (logits * mx.nd.arange(logits.size, dtype=images.dtype).reshape(logits.shape)).sum()
+    total.backward()
+    gradients = [p.grad().asnumpy() for p in net.collect_params().values() if p.grad_req != "null"]
+    return logits.asnumpy(), gradients
+
+
+def relative_difference(one, other):
+    return np.abs(one - other).max() / max(np.abs(other).max(), 1e-12)
+
+
+@pytest.mark.parametrize("depth", attention_net_spec)
+def test_every_depth_runs_forward_and_backward(depth):
+    net = initialized(get_attention_cifar(7, depth))
+    logits, gradients = outputs_and_gradients(net, mx.nd.random.normal(shape=(2, 3, 16, 16)))
+    assert logits.shape == (2, 7)
+    assert all(np.isfinite(gradient).all() and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("get_net, size", [(get_attention_net, 64), (get_attention_cifar, 32)])
+def test_hybridized_and_imperative_agree(get_net, size):
+    net = initialized(get_net(10, 56), "float64")  # a hundred normalizations amplify float32's rounding
+    images = mx.nd.random.normal(shape=(2, 3, size, size), dtype="float64")
+    logits, gradients = outputs_and_gradients(net, images)
+    net.hybridize(static_alloc=True, static_shape=True)
+    hybrid_logits, hybrid_gradients = outputs_and_gradients(net, images)
+    assert relative_difference(hybrid_logits, logits) < 1e-6
+    assert max(map(relative_difference, hybrid_gradients, gradients)) < 1e-6
+
+
+@pytest.mark.parametrize("get_net, sizes", [(get_attention_net, (224, 320, 64)), (get_attention_cifar, (32, 64, 40))])
+def test_one_network_takes_any_size_its_strides_allow(get_net, sizes):
+    net = initialized(get_net(10, 56))
+    batches = [mx.nd.random.normal(shape=(1, 3, size, size)) for size in sizes]
+    imperative = [net(images).asnumpy() for images in batches]
+    net.hybridize(static_alloc=True, static_shape=True)
+    for images, expected in zip(batches * 2, imperative * 2):
+        np.testing.assert_allclose(net(images).asnumpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("source, target", [((4, 4), (8, 8)), ((3, 5), (7, 9)), ((1, 1), (2, 2)), ((1, 2), (1, 3)),
+                                            ((14, 14), (28, 28)), ((10, 10), (19, 20))])  # fmt: skip
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_upsampling_is_bilinear_with_aligned_corners(source, target, hybrid):
+    upsample = Upsample()
+    upsample.hybridize(hybrid)
+    maps = mx.nd.random.normal(shape=(2, 3, *source))
+    like = mx.nd.zeros((2, 3, *target))
+    weights = mx.nd.random.normal(shape=(2, 3, *target))
+
+    def output_and_gradient(function):
+        maps.attach_grad()
+        with autograd.record():
+            output = function(maps, like)
+            total = (output * weights).sum()
+        total.backward()
+        return output.asnumpy(), maps.grad.asnumpy()
+
+    output, gradient = output_and_gradient(upsample)
+    plain, plain_gradient = output_and_gradient(lambda x, y: mx.nd.contrib.BilinearResize2D(x, y, mode="like"))
+    np.testing.assert_allclose(output, plain, atol=1e-5)
+    assert relative_difference(gradient, plain_gradient) < 1e-4
+
+
+def test_an_attention_module_is_one_plus_mask_times_trunk():
+    module = initialized(AttentionModule(1, 8, 1, 2, 1, PreActivationBottleneck))
+    images = mx.nd.random.normal(shape=(1, 8, 8, 8))
+    before = module.before(images)
+    mask, trunk = module.mask(before), module.trunk(before)
+    assert mask.min().asscalar() > 0 and mask.max().asscalar() < 1
+    expected = module.after(trunk + mask * trunk)
+    np.testing.assert_allclose(module(images).asnumpy(), expected.asnumpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
+    net = get_attention_cifar(10, 56)
+    net.initialize()
+    net.cast("float16")
+    for name, parameter in net.collect_params().items():
+        is_norm = name.endswith(("gamma", "beta", "mean", "var"))
+        assert np.dtype(parameter.dtype) == ("float32" if is_norm else "float16"), name
+    upsample = Upsample()
+    upsample.cast("float16")
+    maps = mx.nd.random.normal(shape=(1, 1, 3, 3))
+    like = mx.nd.zeros((1, 1, 57, 57))
+    shares = upsample.shares(mx.nd, maps, like)
+    assert shares.dtype == np.float16
+    np.testing.assert_array_equal(shares.asnumpy(), Upsample().shares(mx.nd, maps, like).astype("float16").asnumpy())
