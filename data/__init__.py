@@ -1,0 +1,1 @@
+"""Where batches come from: data sets written once to RecordIO, and the DALI loader that reads them."""

@@ -1,0 +1,210 @@
+"""The one DALI loader: records in; augmented, normalized batches out, on the device that trains.
+
+Which images form a batch and how each is cropped and mirrored are functions of (seed, epoch, step, shard). DALI is
+given the choices with the bytes, and itself only decodes, cuts and normalizes, on a CPU or a GPU.
+"""
+
+import functools
+from collections import namedtuple
+
+import mxnet as mx
+import numpy as np
+from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.plugin.mxnet import feed_ndarray
+
+from data.randomness import generator
+from data.records import Records
+from training.errors import UserError
+
+__all__ = ["Batch", "Loader", "ShardedLoader"]
+
+Batch = namedtuple("Batch", ["images", "labels", "count", "place"])
+Batch.__doc__ = """One device's share of a step.
+
+images : NDArray, float32, (batch_size, 3, size, size), normalized
+labels : NDArray, float32, (batch_size,)
+count : int
+    How many images count, from the first on. Less than batch_size only at the end of a validation.
+place : (epoch, step, shard)
+"""
+
+CROP_PADDING = 4  # pixels on every side, as the paper's CIFAR recipe has it (section 4.1)
+
+
+class Loader:
+    """Batches of one shard of a data set, for one device.
+
+    Training: every epoch is a fresh permutation of the whole set, dealt out to the shards so that no image is in two;
+    images are cropped at random from a frame of black pixels and mirrored at random. The last images of a permutation,
+    too few for a batch on every shard, are left out of that epoch. Validation: every image once, in order; the last
+    batch is filled up with images that do not count.
+
+    Parameters
+    ----------
+    dataset : data.dataset.Dataset
+    split : str
+        "train" or "test".
+    batch_size : int
+        Images a batch.
+    context : mxnet.Context
+        Where batches are put; on a GPU, DALI decodes and augments there too.
+    seed : int
+    training : bool
+        Shuffle and augment.
+    shard, num_shards : int
+        Which share of the set, of how many.
+    threads : int
+        CPU threads that decode.
+    limit : int, optional
+        Only the first so many images of the set exist.
+
+    Attributes
+    ----------
+    steps : int
+        Batches an epoch, the same for every shard.
+    num_images : int
+        Images in the set, over all shards.
+
+    Raises UserError for records that cannot be read and for a set smaller than one batch a shard.
+    """
+
+    def __init__(
+        self, dataset, split, batch_size, context, *, seed, training, shard=0, num_shards=1, threads=2, limit=None
+    ):
+        self._dataset, self._training = dataset, training
+        self._records = Records(dataset.records[split], limit)
+        self._batch_size, self._context, self._threads = batch_size, context, threads
+        self._seed, self._shard, self._num_shards = seed, shard, num_shards
+        self.num_images = len(self._records)
+        if training:
+            self.steps = self.num_images // (batch_size * num_shards)
+        else:
+            self.steps = -(-self.num_images // (batch_size * num_shards))
+        if self.steps == 0:
+            raise UserError(
+                f"{dataset.name} has {self.num_images} images to train on, too few for a batch of {batch_size} "
+                f"on each of {num_shards} devices: choose a smaller --batch-size"
+            )
+        self._order = functools.lru_cache(maxsize=2)(self._order)  # DALI reads ahead into the next epoch
+        self._pipeline = None
+        self._due = None  # (epoch, step) of the batch the pipeline gives next
+
+    def epoch(self, epoch, first_step=0):
+        """Iterate over an epoch's `Batch`es from ``first_step`` on. Validation has the same ones every epoch."""
+        for step in range(first_step, self.steps):
+            if self._due != (epoch, step):
+                self._start(epoch, step)
+            images = self._run()
+            positions, count = self._positions(epoch, step)
+            labels = mx.nd.array(self._records.labels(positions), ctx=self._context)
+            self._due = self._after(epoch, step)
+            yield Batch(images, labels, count, (epoch, step, self._shard))
+
+    def _start(self, epoch, step):
+        self._fed = (epoch, step)
+        on_gpu = self._context.device_type == "gpu"
+        self._pipeline = image_pipeline(
+            source=self._feed,
+            dataset=self._dataset,
+            training=self._training,
+            decoder="mixed" if on_gpu else "cpu",
+            batch_size=self._batch_size,
+            num_threads=self._threads,
+            device_id=self._context.device_id if on_gpu else None,
+            prefetch_queue_depth=2,
+        )
+        self._pipeline.build()
+
+    def _run(self):
+        try:
+            (images,) = self._pipeline.run()
+        except RuntimeError as error:
+            reason = next((line for line in str(error).splitlines() if "rror" in line), str(error)).strip()
+            raise UserError(f"{self._records.path} holds an image that cannot be decoded: {reason}") from None
+        tensor = images.as_tensor()
+        array = mx.nd.empty(tensor.shape(), ctx=self._context)
+        feed_ndarray(tensor, array)
+        return array
+
+    def _feed(self):
+        """DALI asks for its next batch: hand it over and move on."""
+        epoch, step = self._fed
+        self._fed = self._after(epoch, step)
+        return self._inputs(epoch, step)
+
+    def _inputs(self, epoch, step):
+        """What DALI needs for a batch: encoded images and, in training, crop corners and whether to mirror."""
+        positions, _ = self._positions(epoch, step)
+        encoded = self._records.encoded(positions)
+        if not self._training:
+            return (encoded,)
+        draw = generator(self._seed, "augmentation", epoch, step, self._shard)
+        corners = draw.integers(-CROP_PADDING, CROP_PADDING, (len(positions), 2), dtype=np.int32, endpoint=True)
+        mirrored = draw.integers(0, 2, len(positions), dtype=np.int32)
+        return encoded, corners, mirrored if self._dataset.mirror else np.zeros_like(mirrored)
+
+    def _after(self, epoch, step):
+        return (epoch, step + 1) if step + 1 < self.steps else (epoch + 1, 0)
+
+    def _order(self, epoch):
+        """This shard's positions in the order an epoch reads them."""
+        if self._training:
+            everything = generator(self._seed, "order", epoch).permutation(self.num_images)
+        else:
+            everything = np.arange(self.num_images)
+        return everything[self._shard :: self._num_shards]
+
+    def _positions(self, epoch, step):
+        """The batch's positions in the records, (batch_size,), and how many of them count."""
+        chosen = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
+        return np.pad(chosen, (0, self._batch_size - len(chosen))), len(chosen)
+
+
+class ShardedLoader:
+    """One `Loader` for each of this process's devices, going in step.
+
+    Parameters
+    ----------
+    dataset, split, batch_size, options
+        Of every `Loader`.
+    contexts : list of mxnet.Context
+        This process's devices.
+
+    Attributes
+    ----------
+    dataset : data.dataset.Dataset
+    steps : int
+        An epoch.
+    batch_size : int
+        Images a step, over all devices.
+    """
+
+    def __init__(self, dataset, split, batch_size, contexts, **options):
+        self._loaders = [
+            Loader(dataset, split, batch_size, context, shard=shard, num_shards=len(contexts), **options)
+            for shard, context in enumerate(contexts)
+        ]
+        self.dataset = dataset
+        self.steps = self._loaders[0].steps
+        self.batch_size = batch_size * len(contexts)
+
+    def epoch(self, epoch, first_step=0):
+        """Iterate over an epoch's steps: tuples of one `Batch` for each device."""
+        return zip(*(loader.epoch(epoch, first_step) for loader in self._loaders))
+
+
+@pipeline_def
+def image_pipeline(source, dataset, training, decoder):
+    """DALI's part: encoded images to normalized (N, 3, size, size) float32."""
+    inputs = fn.external_source(source=source, num_outputs=3 if training else 1, batch=True)
+    images = fn.decoders.image(inputs[0], device=decoder, output_type=types.RGB)
+    mirror = 0
+    if training:
+        corners, mirror = inputs[1:]
+        # A window that starts outside the image is a crop of the padded one, and exists for either device.
+        images = fn.slice(
+            images, start=corners, shape=[dataset.size] * 2, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+    return fn.crop_mirror_normalize(
+        images, mirror=mirror, mean=list(dataset.mean), std=list(dataset.std), dtype=types.FLOAT, output_layout="CHW"
+    )

@@ -1,0 +1,155 @@
+"""Batches: a fresh permutation every epoch, disjoint shards, exact validation, repeatable to the bit."""
+
+import itertools
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from data.loader import CROP_PADDING, Loader, ShardedLoader
+from data.records import Records
+from training.errors import UserError
+
+
+def make_loader(dataset, batch_size=10, training=True, seed=1, **options):
+    return Loader(dataset, "train", batch_size, mx.cpu(), seed=seed, training=training, **options)
+
+
+def labels_of(loader, epoch=0, **options):
+    return [
+        label for batch in loader.epoch(epoch, **options) for label in batch.labels.asnumpy()[: batch.count].astype(int)
+    ]
+
+
+def test_each_epoch_is_a_fresh_permutation_of_the_whole_set(numbered):
+    loader = make_loader(numbered(2000), batch_size=50)
+    orders = [labels_of(loader, epoch) for epoch in range(3)]
+    assert all(sorted(order) == list(range(2000)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    # not just shuffled within a buffer: early images turn up late
+    assert np.corrcoef(orders[0], range(2000))[0, 1] < 0.1
+
+
+def test_shards_share_out_an_epoch(numbered):
+    dataset = numbered(60)
+    shards = [labels_of(make_loader(dataset, shard=shard, num_shards=3)) for shard in range(3)]
+    assert [len(shard) for shard in shards] == [20, 20, 20]
+    assert sorted(itertools.chain(*shards)) == list(range(60))
+
+
+def test_too_few_for_another_batch_are_left_to_other_epochs(numbered):
+    loader = make_loader(numbered(25))
+    assert loader.steps == 2
+    assert len(set(labels_of(loader))) == 20
+    assert {label for epoch in range(8) for label in labels_of(loader, epoch)} == set(range(25))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 64])
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_validation_sees_every_image_exactly_once(numbered, batch_size, num_shards):
+    dataset = numbered(31)
+    loaders = [
+        make_loader(dataset, batch_size, training=False, shard=shard, num_shards=num_shards)
+        for shard in range(num_shards)
+    ]
+    assert len({loader.steps for loader in loaders}) == 1
+    for _ in range(2):
+        assert sorted(itertools.chain(*map(labels_of, loaders))) == list(range(31))
+    assert all(batch.images.shape[0] == batch_size for batch in loaders[0].epoch(0))
+
+
+def batches_of(loader, epoch=0, first_step=0):
+    return [batch.images.asnumpy() for batch in loader.epoch(epoch, first_step)]
+
+
+def test_the_same_seed_gives_the_same_batches(numbered):
+    dataset = numbered(50)
+    one, same, other = (batches_of(make_loader(dataset, seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (np.array(one) != np.array(other)).any()
+
+
+def test_decoding_threads_do_not_change_batches(numbered):
+    dataset = numbered(50)
+    np.testing.assert_array_equal(*(batches_of(make_loader(dataset, threads=threads)) for threads in (1, 3)))
+
+
+def test_an_epoch_can_be_entered_anywhere(numbered):
+    dataset = numbered(50)
+    loader = make_loader(dataset)
+    straight = [batches_of(loader, epoch) for epoch in range(2)]
+    np.testing.assert_array_equal(batches_of(make_loader(dataset), epoch=1, first_step=3), straight[1][3:])
+    next(loader.epoch(0))  # left in the middle
+    np.testing.assert_array_equal(batches_of(loader, epoch=0), straight[0])
+
+
+def test_crops_of_the_padded_image_and_mirrors_are_all_that_changes(real_images):
+    from data.cifar import open_cifar
+
+    dataset = open_cifar("cifar10", real_images)._replace(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
+    originals = []
+    for batch in Loader(dataset, "train", 50, mx.cpu(), seed=1, training=False).epoch(0):
+        originals.extend(batch.images.asnumpy())
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (dataset.mean, dataset.std))
+    loader = Loader(dataset, "train", 50, mx.cpu(), seed=1, training=True)
+    batch = next(loader.epoch(0))
+    seen = set()
+    for position, image in zip(loader._positions(0, 0)[0], batch.images.asnumpy()):
+        pixels = np.round(originals[position] * std + mean)
+        padded = np.pad(pixels, ((0, 0), (CROP_PADDING,) * 2, (CROP_PADDING,) * 2))
+        shown = np.round(image * std + mean)
+        size, range_of_corners = dataset.size, range(2 * CROP_PADDING + 1)
+        matches = [
+            (top, left, mirrored)
+            for top in range_of_corners
+            for left in range_of_corners
+            for mirrored in (False, True)
+            if (padded[:, top : top + size, left : left + size][:, :, :: -1 if mirrored else 1] == shown).all()
+        ]
+        assert matches
+        seen.add(matches[0])
+    assert {mirrored for *_, mirrored in seen} == {False, True}
+    assert len({corner[:2] for corner in seen}) > 20
+
+
+def test_images_are_decoded_and_normalized_exactly(real_images):
+    import cv2
+
+    from data.cifar import open_cifar
+
+    dataset = open_cifar("cifar10", real_images)
+    (batch, *_) = Loader(dataset, "test", 20, mx.cpu(), seed=0, training=False).epoch(0)
+    png = Records(dataset.records["test"]).encoded(np.arange(20))
+    images = np.stack([cv2.imdecode(image, cv2.IMREAD_COLOR)[:, :, ::-1] for image in png]).astype(np.float32)
+    expected = ((images - dataset.mean) / dataset.std).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(batch.images.asnumpy(), expected, atol=1e-5)
+
+
+def test_digits_are_never_mirrored(numbered):
+    draws = [make_loader(numbered(50, mirror=mirror))._inputs(0, 0)[2] for mirror in (False, True)]
+    assert not draws[0].any() and draws[1].any()
+
+
+def test_devices_of_a_process_go_in_step(numbered):
+    loader = ShardedLoader(numbered(40), "train", 5, [mx.cpu(0), mx.cpu(1)], seed=1, training=True)
+    steps = list(loader.epoch(0))
+    assert (loader.steps, loader.batch_size, len(steps)) == (4, 10, 4)
+    assert [batch.images.context for batch in steps[0]] == [mx.cpu(0), mx.cpu(1)]
+    assert sorted(label for step in steps for batch in step for label in batch.labels.asnumpy()) == list(range(40))
+
+
+def test_a_batch_larger_than_the_set_is_refused(numbered):
+    with pytest.raises(UserError, match=r"20 images.*batch of 15 on each of 2.*--batch-size"):
+        make_loader(numbered(20), batch_size=15, num_shards=2)
+
+
+def test_an_image_that_cannot_be_decoded_is_an_error_in_one_line(tmp_path, numbered):
+    dataset = numbered(20)
+    path = dataset.records["train"]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\x89PNG")
+    content[start : start + 40] = b"\0" * 40
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be decoded") as raised:
+        labels_of(make_loader(dataset, training=False))
+    assert "\n" not in str(raised.value)

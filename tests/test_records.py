@@ -1,0 +1,137 @@
+"""RecordIO files: MXNet's own format, written whole or not at all, rewritten when damaged or stale."""
+
+import json
+
+import cv2
+import mxnet as mx
+import numpy as np
+import pytest
+
+from data.records import MAGIC, MANIFEST, Records, ensure_records, write_records
+from training.errors import UserError
+
+
+def some_images(count=5, seed=0):
+    draw = np.random.default_rng(seed)
+    return [(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8), label) for label in range(count)]
+
+
+def decoded(png):
+    return cv2.imdecode(png, cv2.IMREAD_COLOR)[:, :, ::-1]
+
+
+def test_images_and_labels_come_back_unchanged(tmp_path):
+    samples = some_images()
+    write_records(tmp_path / "a.rec", samples)
+    records = Records(tmp_path / "a.rec")
+    positions = np.array([3, 0, 4, 4])
+    assert records.labels(positions).tolist() == [3, 0, 4, 4]
+    for png, position in zip(records.encoded(positions), positions):
+        np.testing.assert_array_equal(decoded(png), samples[position][0])
+
+
+def test_mxnet_reads_what_is_written(tmp_path):
+    samples = some_images()
+    write_records(tmp_path / "a.rec", samples)
+    reader = mx.recordio.MXIndexedRecordIO(str(tmp_path / "a.idx"), str(tmp_path / "a.rec"), "r")
+    header, png = mx.recordio.unpack(reader.read_idx(2))
+    assert header.label == 2
+    np.testing.assert_array_equal(decoded(np.frombuffer(png, np.uint8)), samples[2][0])
+
+
+def test_payloads_that_mxnet_splits_and_extra_labels_are_read(tmp_path):
+    magic = np.array([MAGIC], "<u4").tobytes()
+    payloads = [b"plain", magic + b"inside" + b"." * 2 + magic + magic + b"end", b"labelled" + magic]
+    labels = [1.0, 2.0, [7.0, 8.0]]
+    writer = mx.recordio.MXIndexedRecordIO(str(tmp_path / "a.idx"), str(tmp_path / "a.rec"), "w")
+    for key, (label, payload) in enumerate(zip(labels, payloads)):
+        writer.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, label, key, 0), payload))
+    writer.close()
+    records = Records(tmp_path / "a.rec")
+    assert [payload.tobytes() for payload in records.encoded(np.arange(3))] == payloads
+    assert records.labels(np.arange(3)).tolist() == [1.0, 2.0, 7.0]
+
+
+def test_a_limit_keeps_the_first_records(tmp_path):
+    write_records(tmp_path / "a.rec", some_images())
+    assert len(Records(tmp_path / "a.rec", limit=2)) == 2
+    assert len(Records(tmp_path / "a.rec", limit=9)) == 5
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "no index", "foreign index", "garbage"])
+def test_files_that_are_no_records_are_named(tmp_path, damage):
+    rec, idx = tmp_path / "a.rec", tmp_path / "a.idx"
+    write_records(rec, some_images())
+    if damage == "missing":
+        rec.unlink()
+    elif damage == "truncated":
+        rec.write_bytes(rec.read_bytes()[:-100])
+    elif damage == "no index":
+        idx.write_text("not an index\n")
+    elif damage == "foreign index":
+        idx.write_text("0\t4\n")
+    else:
+        rec.write_bytes(b"\x01" * rec.stat().st_size)
+    with pytest.raises(UserError, match=r"a\.rec") as raised:
+        records = Records(rec)
+        records.encoded(np.arange(len(records)))
+    assert "\n" not in str(raised.value)
+
+
+class Splits(dict):
+    """Splits that count how often they are asked for."""
+
+    def __init__(self):
+        super().__init__(train=self.samples, test=self.samples)
+        self.asked = 0
+
+    def samples(self):
+        self.asked += 1
+        return some_images(), 5
+
+
+def test_records_are_written_once(tmp_path):
+    splits = Splits()
+    for _ in range(3):
+        paths = ensure_records(tmp_path / "set", {"version": 1}, splits)
+    assert splits.asked == 2
+    assert all(len(Records(path)) == 5 for path in paths.values())
+
+
+@pytest.mark.parametrize("change", ["flipped byte", "missing file", "broken manifest", "other source"])
+def test_damaged_or_stale_records_are_written_anew(tmp_path, change):
+    splits, source = Splits(), {"version": 1}
+    paths = ensure_records(tmp_path / "set", source, splits)
+    good = paths["train"].read_bytes()
+    if change == "flipped byte":
+        paths["train"].write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    elif change == "missing file":
+        paths["train"].with_suffix(".idx").unlink()
+    elif change == "broken manifest":
+        (tmp_path / "set" / MANIFEST).write_text("[1")
+    else:
+        source = {"version": 2}
+    ensure_records(tmp_path / "set", source, splits)
+    assert splits.asked == 4
+    assert paths["train"].read_bytes() == good
+    assert json.loads((tmp_path / "set" / MANIFEST).read_text())["source"] == source
+
+
+def test_an_interrupted_write_leaves_the_old_records_and_nothing_else(tmp_path):
+    paths = ensure_records(tmp_path / "set", {"version": 1}, Splits())
+    before = paths["train"].read_bytes()
+
+    def interrupted():
+        yield some_images()[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_records(tmp_path / "set", {"version": 2}, {"train": lambda: (interrupted(), 5)})
+    assert paths["train"].read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "set.lock"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        ensure_records(tmp_path / "file" / "set", {}, Splits())
