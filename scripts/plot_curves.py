@@ -1,0 +1,71 @@
+"""Draw a run's accuracy and loss curves from its CSV: python -m scripts.plot_curves log/text/RUN.csv"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import pandas
+
+from training.errors import UserError, run
+
+matplotlib.use("Agg")  # no display needed
+from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+CURVES = {
+    "accuracy": {"train_metric": "training", "val_accuracy": "validation"},
+    "loss": {"train_loss": "training", "val_loss": "validation"},
+}
+
+
+def plot_curves(csv, folder):
+    """Write RUN-accuracy.png and RUN-loss.png to ``folder``; returns their paths.
+
+    Raises UserError for a file that is no run's CSV or has no epoch in it.
+    """
+    columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
+    try:
+        table = pandas.read_csv(csv)[columns].astype(float)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise UserError(f"{csv} has no epoch yet")
+    pictures = []
+    for name, lines in CURVES.items():
+        figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+        for column, label in lines.items():
+            axes.plot(table["epoch"], table[column], marker="o" if len(table) < 30 else None, label=label)
+        if name == "accuracy":
+            best = table.loc[table["val_accuracy"].idxmax()]
+            axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
+            axes.set_title(f"{csv.stem}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
+        else:
+            axes.set_title(csv.stem)
+            axes.set_yscale("log")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+        pictures.append(folder / f"{csv.stem}-{name}.png")
+        figure.savefig(pictures[-1], dpi=120)
+        plt.close(figure)
+    return pictures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument("csv", type=Path, help="log/text/RUN.csv")
+    parser.add_argument("--out", type=Path, help="folder of the pictures (default: beside the CSV)")
+    args = parser.parse_args()
+    folder = args.out or args.csv.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pictures = plot_curves(args.csv, folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    for picture in pictures:
+        print(picture)
+
+
+if __name__ == "__main__":
+    run(main)

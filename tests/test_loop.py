@@ -1,0 +1,137 @@
+"""The training step and the loop's parts, on one device and on several."""
+
+from types import SimpleNamespace
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+from data.loader import ShardedLoader
+from training.board import Progress
+from training.loop import average_statistics, prepare, train_step, validate
+
+
+def small_net(contexts, dtype="float32"):
+    """A residual unit and a classifier, with the same values for every call."""
+    from model.units import PreActivationBottleneck
+
+    mx.random.seed(5)
+    net = nn.HybridSequential()
+    net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dense(4, in_units=8))
+    net.initialize(mx.init.Xavier(), ctx=contexts)
+    net.cast(dtype)
+    return net
+
+
+def freeze_normalization(net):
+    for block in net.collect_params(".*(gamma|beta)").values():
+        block.grad_req = "null"
+
+    def use_running_statistics(block):
+        if isinstance(block, nn.BatchNorm):
+            block._kwargs["use_global_stats"] = True
+
+    net.apply(use_running_statistics)
+
+
+def examples(count):
+    draw = np.random.default_rng(0)
+    images = mx.nd.array(draw.normal(size=(count, 3, 8, 8)))
+    return images, mx.nd.one_hot(mx.nd.array(draw.integers(0, 4, count)), 4)
+
+
+def parameters_after(contexts, steps=5):
+    """Parameters after training on 12 images a step, shared out to the contexts."""
+    net = small_net(contexts)
+    freeze_normalization(net)
+    net.hybridize(static_alloc=True, static_shape=True)
+    trainer = gluon.Trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
+    images, targets = examples(12)
+    share = 12 // len(contexts)
+    for _ in range(steps):
+        shares = [
+            (
+                images[i * share : (i + 1) * share].as_in_context(c),
+                targets[i * share : (i + 1) * share].as_in_context(c),
+            )
+            for i, c in enumerate(contexts)
+        ]
+        train_step(net, trainer, shares)
+    return [[p.data(c).asnumpy() for p in net.collect_params().values()] for c in contexts]
+
+
+@pytest.mark.parametrize("num_devices", [2, 3])
+def test_several_devices_take_the_steps_of_one(num_devices):
+    (alone,) = parameters_after([mx.cpu(0)])
+    replicas = parameters_after([mx.cpu(device) for device in range(num_devices)])
+    for replica in replicas:
+        for value, expected, first in zip(replica, alone, replicas[0]):
+            np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(value, first)
+
+
+def test_a_step_follows_the_gradient_of_the_mean_loss():
+    net = nn.Dense(2, in_units=1, use_bias=False)
+    net.initialize(mx.init.Zero())
+    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1.0})
+    images, targets = mx.nd.array([[1.0], [3.0]]), mx.nd.array([[1, 0], [1, 0]])
+    _, (losses,) = train_step(net, trainer, [(images, targets)])
+    np.testing.assert_allclose(losses.asnumpy(), np.log(2) * np.ones(2), rtol=1e-5)
+    # the gradient by the logits is softmax - target = (-1/2, 1/2), and the mean image is 2
+    np.testing.assert_allclose(net.weight.data().asnumpy(), [[1.0], [-1.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["nag", "sgd"])
+def test_half_precision_updates_a_float32_copy(optimizer):
+    net = nn.Dense(1, in_units=1, use_bias=False)
+    args = SimpleNamespace(seed=0, momentum=0.5, wd=0.0, optimizer=optimizer, float16=True)
+    trainer = prepare(net, [mx.cpu()], args, "float16")
+    trainer.set_learning_rate(1.0)
+    net.weight.set_data(mx.nd.ones((1, 1)))
+    for _ in range(10):
+        with autograd.record():
+            loss = net.weight.data() * 1e-4  # a step that is lost next to 1 in float16
+        loss.backward()
+        trainer.step(1)
+    assert net.weight.data().dtype == np.float16
+    assert net.weight.data().asscalar() == pytest.approx(1 - 1.8e-3, abs=3e-4)
+
+
+def test_replicas_share_the_mean_of_their_statistics():
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    net = nn.BatchNorm(in_channels=2)
+    net.initialize(ctx=contexts)
+    for context, value in zip(contexts, (1.0, 3.0)):
+        net.running_mean.data(context)[:] = value
+    average_statistics(net)
+    assert [net.running_mean.data(context).asnumpy().tolist() for context in contexts] == [[2.0, 2.0]] * 2
+
+
+class FirstChannelMean(nn.HybridBlock):
+    """Logits that single out the class an image's first pixel names."""
+
+    def hybrid_forward(self, F, x):
+        named = F.slice(x, begin=(None, 0, 0, 0), end=(None, 1, 1, 1)).reshape((-1,))
+        return F.one_hot(named - 5, depth=31)
+
+
+@pytest.mark.parametrize("num_devices, batch_size", [(1, 31), (1, 4), (2, 4), (3, 5)])
+def test_validation_counts_every_image_once(numbered, num_devices, batch_size):
+    contexts = [mx.cpu(device) for device in range(num_devices)]
+    loader = ShardedLoader(numbered(31), "test", batch_size, contexts, seed=0, training=False)
+    with Progress(loader.steps, "validation", 100) as progress:
+        loss, accuracy = validate(FirstChannelMean(), loader, "float32", progress)
+    assert accuracy == 1
+    assert loss == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
+
+
+def test_filling_images_do_not_count(numbered):
+    class Wrong(nn.HybridBlock):
+        def hybrid_forward(self, F, x):
+            return F.one_hot(F.zeros_like(x).sum(axis=(1, 2, 3)), depth=31)  # always class 0, which fills batches
+
+    loader = ShardedLoader(numbered(31), "test", 30, [mx.cpu()], seed=0, training=False)
+    with Progress(loader.steps, "validation", 100) as progress:
+        assert validate(Wrong(), loader, "float32", progress)[1] == pytest.approx(1 / 31)

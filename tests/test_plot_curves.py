@@ -1,0 +1,38 @@
+"""Curves from a run's CSV."""
+
+import subprocess
+import sys
+
+import matplotlib.image
+import pytest
+
+from tests.conftest import ROOT
+
+ROWS = "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds\n"
+
+
+def plot(*arguments):
+    command = [sys.executable, "-m", "scripts.plot_curves", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_two_pictures_are_drawn(tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text(ROWS + "1,2.0,0.3,1.9,0.35,0.1,12,90\n2,1.0,0.6,0.9,0.7,0.1,12,90\n")
+    process = plot(path, "--out", tmp_path / "pictures")
+    assert process.returncode == 0, process.stderr
+    pictures = [tmp_path / "pictures" / f"run-{name}.png" for name in ("accuracy", "loss")]
+    assert process.stdout.split() == [str(picture) for picture in pictures]
+    for picture in pictures:
+        image = matplotlib.image.imread(picture)
+        assert image.shape[1] > 600 and image[..., :3].std() > 0.01  # something is drawn
+
+
+@pytest.mark.parametrize("content", [None, "", ROWS, "a,b\n1,2\n", ROWS + "x,y\n"])
+def test_what_is_no_csv_of_a_run_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "run.csv"
+    if content is not None:
+        path.write_text(content)
+    process = plot(path)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1 and "run.csv" in process.stderr

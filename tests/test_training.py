@@ -1,0 +1,160 @@
+"""The training script from the shell: what it writes, prints and refuses, and that a seed repeats it."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+
+import mxnet as mx
+import pytest
+
+from model import get_attention_cifar
+from tests.conftest import ROOT
+
+HEADER = "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds"
+
+
+def train(*flags):
+    """Run cifar10_train.py; returns the finished process."""
+    command = [sys.executable, "cifar10_train.py", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def train_on_digits(folder, digits, *flags):
+    sets = digits.records["train"].parents[2]
+    return train(
+        *("--dataset", "digits", "--data-dir", sets, "--log-dir", folder, "--limit", 24, "--batch-size", 8),
+        *("--seed", 1, "--log-interval", 2),
+        *flags,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, digits):
+    """A finished training: (log folder, its process)."""
+    folder = tmp_path_factory.mktemp("log")
+    process = train_on_digits(folder, digits, "--epochs", 2, "--mix-up", 1, "--epsilon", 0.1, "--save-period", 1)
+    assert process.returncode == 0, process.stderr
+    return folder, process
+
+
+def test_a_run_is_named_by_data_set_depth_and_time(finished):
+    folder, _ = finished
+    (log,) = (folder / "text").glob("*.log")
+    assert re.fullmatch(r"digits_attention56_\d{12}", log.stem)
+    assert abs(time.time() - time.mktime(time.strptime(log.stem[-12:], "%Y%m%d%H%M"))) < 1800
+    assert list((folder / "board" / log.stem).glob("events.out.tfevents.*"))
+
+
+def test_the_csv_has_a_row_an_epoch(finished):
+    folder, _ = finished
+    (path,) = (folder / "text").glob("*.csv")
+    header, *rows = path.read_text().splitlines()
+    assert header == HEADER
+    rows = [dict(zip(header.split(","), map(float, row.split(",")))) for row in rows]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 <= row["val_accuracy"] <= 1 and 0 <= row["train_metric"] <= 1
+        assert (row["val_accuracy"] * 24) % 1 == pytest.approx(0, abs=1e-3)  # of 24 images
+        assert row["images_per_second"] > 0 and row["seconds"] > 24 / row["images_per_second"]
+
+
+def test_the_last_line_names_the_best_epoch(finished):
+    folder, process = finished
+    (path,) = (folder / "text").glob("*.csv")
+    with path.open() as file:
+        best = max(csv.DictReader(file), key=lambda row: (float(row["val_accuracy"]), -int(row["epoch"])))
+    accuracy = float(best["val_accuracy"])
+    expected = f"Finished: best validation accuracy {accuracy:.4f} at epoch {best['epoch']} ({path})"
+    assert process.stdout.splitlines()[-1] == expected
+
+
+def test_parameters_are_saved_and_load(finished):
+    folder, _ = finished
+    (params,) = (folder / "params").iterdir()
+    assert {file.name for file in params.iterdir()} == {
+        "best.params", "last.params", "epoch-0001.params", "epoch-0002.params",
+    }  # fmt: skip
+    net = get_attention_cifar(10, 56)
+    net.load_parameters(str(params / "best.params"))
+    assert net(mx.nd.zeros((1, 3, 32, 32))).shape == (1, 10)
+
+
+def test_the_log_names_the_metric_and_the_flags(finished):
+    folder, process = finished
+    (log,) = (folder / "text").glob("*.log")
+    text = log.read_text()
+    assert text.count("mixed accuracy") == 2 and "seed=1" in text
+    assert "epoch 1/2  step 2/3  loss" in process.stdout  # plain progress: this is no terminal
+    assert "Traceback" not in process.stderr
+
+
+READ_EVENTS = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(sys.argv[1])
+events.Reload()
+tags = events.Tags()
+steps = [event.step for event in events.Scalars("accuracy/validation")]
+print(json.dumps([tags["scalars"], tags["images"], len(tags["histograms"]), steps]))
+"""
+
+
+def test_tensorboard_reads_every_figure(finished):
+    folder, _ = finished
+    (board,) = (folder / "board").iterdir()
+    # a process of its own: tensorboard and mxboard both define the same protocol buffers
+    read = subprocess.run([sys.executable, "-c", READ_EVENTS, board], capture_output=True, text=True, check=True)
+    scalars, images, histograms, steps = json.loads(read.stdout)
+    assert set(scalars) == {
+        "loss/train", "loss/validation", "mixed_accuracy/train", "accuracy/validation", "learning_rate",
+        "images_per_second",
+    }  # fmt: skip
+    assert (images, steps) == (["training_images"], [1, 2])
+    assert histograms > 100
+
+
+@pytest.mark.parametrize("flags", [["--mix-up", "1", "--lr-mode", "cosine", "--warmup-epochs", "0.5"]])
+def test_a_seed_repeats_a_run_bit_for_bit(tmp_path, digits, flags):
+    results = []
+    for name in ("one", "two"):
+        process = train_on_digits(tmp_path, digits, "--epochs", 1, "--run-name", name, *flags)
+        assert process.returncode == 0, process.stderr
+        parameters = mx.nd.load(str(tmp_path / "params" / name / "last.params"))
+        figures = (tmp_path / "text" / f"{name}.csv").read_text().splitlines()[1].split(",")[:6]
+        results.append(({key: value.asnumpy().tobytes() for key, value in parameters.items()}, figures))
+    assert results[0] == results[1]
+
+
+def test_the_csv_of_a_taken_name_is_not_touched(finished, digits):
+    folder, _ = finished
+    (path,) = (folder / "text").glob("*.csv")
+    before = path.read_bytes()
+    process = train_on_digits(folder, digits, "--epochs", 1, "--run-name", path.stem)
+    assert_refused(process, "--run-name")
+    assert path.read_bytes() == before
+
+
+def assert_refused(process, *words):
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
+
+
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, digits):
+    assert_refused(train_on_digits(tmp_path, digits, "--num-layers", 57), "57", "452")
+    assert_refused(train_on_digits(tmp_path, digits, "--num-gpus", 64), "--num-gpus 64")
+    assert_refused(train_on_digits(tmp_path, digits, "--batch-size", 25), "--batch-size")
+    (tmp_path / "file").write_text("")
+    assert_refused(train_on_digits(tmp_path / "file", digits), "--log-dir")
+    assert not list(tmp_path.glob("**/*.csv"))
+
+
+def test_real_images_train(tmp_path, real_images):
+    process = train(
+        *("--data-dir", real_images, "--log-dir", tmp_path, "--limit", 16, "--batch-size", 8, "--epochs", 1),
+        *("--dataset", "cifar10", "--num-layers", 56),
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1].startswith("Finished: best validation accuracy 0.")

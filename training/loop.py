@@ -1,0 +1,165 @@
+"""The training loop: fit, and what it is made of."""
+
+import time
+from collections import deque
+
+import mxnet as mx
+from mxnet import autograd, gluon
+
+from training.board import Board, Progress, RunFiles
+from training.checkpoint import Checkpoints
+from training.schedule import learning_rates
+
+__all__ = ["average_statistics", "fit", "train_epoch", "train_step", "validate"]
+
+loss_of_targets = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+loss_of_labels = gluon.loss.SoftmaxCrossEntropyLoss()
+
+
+def fit(net, train, validation, mixing, contexts, args, run_stem):
+    """Train an uninitialized network as the flags say; after each epoch validate, log and save.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    train, validation : data.loader.ShardedLoader
+    mixing : data.mixing.Mixing
+    contexts : list of mxnet.Context
+        The loaders' devices; each gets a replica of the network.
+    args : argparse.Namespace
+        The flags of `training.arguments`.
+    run_stem : str
+        What the run's name starts with.
+
+    Raises UserError where the run's files cannot be made.
+    """
+    files = RunFiles(args.log_dir, args.run_name, run_stem)
+    board = Board(files, args.epochs)
+    checkpoints = Checkpoints(files.params, args.save_period)
+    flags = "  ".join(f"{name}={value}" for name, value in vars(args).items())
+    board.info(f"run {files.name} on {', '.join(map(str, contexts))}: {flags}")
+
+    dtype = "float16" if args.float16 else "float32"
+    trainer = prepare(net, contexts, args, dtype)
+    learning_rate = learning_rates(args.lr_mode, args.lr, args.epochs, train.steps, args.warmup_epochs, args.lr_steps)
+    board.images(mixing(next(train.epoch(0))[0])[0], train.dataset)
+    for epoch in range(args.epochs):
+        number = epoch + 1  # people count from 1
+        started = time.monotonic()
+        with Progress(train.steps, f"epoch {number}/{args.epochs}", args.log_interval) as progress:
+            train_loss, train_metric = train_epoch(net, trainer, train, epoch, mixing, learning_rate, dtype, progress)
+        training_seconds = time.monotonic() - started
+        average_statistics(net)
+        with Progress(validation.steps, "validation", args.log_interval) as progress:
+            val_loss, val_accuracy = validate(net, validation, dtype, progress)
+        row = {
+            "epoch": number,
+            "train_loss": train_loss,
+            "train_metric": train_metric,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "lr": trainer.learning_rate,
+            "images_per_second": train.steps * train.batch_size / training_seconds,
+            "seconds": time.monotonic() - started,
+        }
+        checkpoints.save(net, number, val_accuracy)
+        board.epoch(row, mixing.metric_name(epoch))
+        board.histograms(net, number)
+    board.info(
+        f"Finished: best validation accuracy {checkpoints.best_accuracy:.4f} "
+        f"at epoch {checkpoints.best_epoch} ({files.csv})"
+    )
+    board.close()
+
+
+def prepare(net, contexts, args, dtype):
+    """Initialize the network on its devices, by the run's seed, and make its `gluon.Trainer`."""
+    mx.random.seed(args.seed)
+    # He et al.'s initialization, which the paper uses (section 4.1): variance 2 / fan-in
+    net.initialize(mx.init.MSRAPrelu(factor_type="in", slope=0), ctx=contexts)
+    net.cast(dtype)  # Gluon keeps batch normalization in float32
+    net.hybridize(static_alloc=True, static_shape=True)
+    optimizer = {"momentum": args.momentum, "wd": args.wd, "multi_precision": args.float16}
+    return gluon.Trainer(net.collect_params(), args.optimizer, optimizer)
+
+
+def train_epoch(net, trainer, train, epoch, mixing, learning_rate, dtype, progress):
+    """One pass over the training images. Returns the mean loss and the mean of the metric `Mixing` names."""
+    totals = Totals()
+    for step, batches in enumerate(train.epoch(epoch)):
+        trainer.set_learning_rate(learning_rate(epoch * train.steps + step))
+        examples = [mixing(batch) for batch in batches]
+        outputs, losses = train_step(
+            net, trainer, [(images.astype(dtype, copy=False), aims) for images, _, aims in examples]
+        )
+        for (_, targets, _), output, loss in zip(examples, outputs, losses):
+            # the probability that the target gives to the predicted class: 0 or 1 without mixup
+            totals.add(len(loss), loss, mx.nd.pick(targets, output.argmax(axis=1)))
+        totals.settle(behind=len(batches))
+        progress.step(train.batch_size, totals.means()[0])
+    totals.settle()
+    return totals.means()
+
+
+def train_step(net, trainer, shares):
+    """One update from one batch a device.
+
+    ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
+    (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
+    that of the mean loss over all devices' images.
+    """
+    with autograd.record():
+        outputs = [net(images).astype("float32") for images, _ in shares]
+        losses = [loss_of_targets(output, targets) for output, (_, targets) in zip(outputs, shares)]
+    autograd.backward(losses)
+    trainer.step(sum(len(loss) for loss in losses))
+    return outputs, losses
+
+
+def validate(net, validation, dtype, progress):
+    """Mean cross-entropy and accuracy over the validation images, each counted once."""
+    totals = Totals()
+    for batches in validation.epoch(0):
+        for batch in batches:
+            output = net(batch.images.astype(dtype, copy=False)).astype("float32")[: batch.count]
+            labels = batch.labels[: batch.count]
+            if batch.count:
+                totals.add(batch.count, loss_of_labels(output, labels), output.argmax(axis=1) == labels)
+        totals.settle(behind=len(batches))
+        progress.step(sum(batch.count for batch in batches))
+    totals.settle()
+    return totals.means()
+
+
+def average_statistics(net):
+    """Give all replicas the mean of their batch normalization statistics, so that they are one network again."""
+    for parameter in net.collect_params().values():
+        if parameter.grad_req == "null" and len(parameter.list_ctx()) > 1:
+            values = [value.as_in_context(mx.cpu()) for value in parameter.list_data()]
+            parameter.set_data(mx.nd.add_n(*values) / len(values))
+
+
+class Totals:
+    """Sums of losses and hits over an epoch, read from the devices late so that these need not stop for it."""
+
+    def __init__(self):
+        self._pending = deque()
+        self._count, self._loss, self._hits = 0, 0.0, 0.0
+
+    def add(self, count, losses, hits):
+        """``losses`` and ``hits`` of ``count`` images, arrays (count,)."""
+        self._pending.append((count, losses.sum(), hits.sum()))
+
+    def settle(self, behind=0):
+        """Wait for all that was added but the last ``behind`` additions."""
+        while len(self._pending) > behind:
+            count, loss, hits = self._pending.popleft()
+            self._count += count
+            self._loss += loss.asscalar()
+            self._hits += hits.asscalar()
+
+    def means(self):
+        """(mean loss, mean hits) of what has settled; None before anything has."""
+        if not self._count:
+            return None, None
+        return self._loss / self._count, self._hits / self._count
