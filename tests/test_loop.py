@@ -1,5 +1,6 @@
 """The training step and the loop's parts, on one device and on several."""
 
+import csv
 from types import SimpleNamespace
 
 import mxnet as mx
@@ -9,19 +10,21 @@ from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
 from data.loader import ShardedLoader
+from data.mixing import Mixing
+from training.arguments import parse_arguments, training_parser
 from training.board import Progress
-from training.loop import average_statistics, prepare, train_step, validate
+from training.loop import average_statistics, fit, prepare, train_step, validate
 
 
-def small_net(contexts, dtype="float32"):
-    """A residual unit and a classifier, with the same values for every call."""
+def small_net(contexts):
+    """A residual unit and a classifier, with the same values for every call; uninitialized without contexts."""
     from model.units import PreActivationBottleneck
 
     mx.random.seed(5)
     net = nn.HybridSequential()
-    net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dense(4, in_units=8))
-    net.initialize(mx.init.Xavier(), ctx=contexts)
-    net.cast(dtype)
+    net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dense(10, in_units=8))
+    if contexts:
+        net.initialize(mx.init.Xavier(), ctx=contexts)
     return net
 
 
@@ -39,7 +42,7 @@ def freeze_normalization(net):
 def examples(count):
     draw = np.random.default_rng(0)
     images = mx.nd.array(draw.normal(size=(count, 3, 8, 8)))
-    return images, mx.nd.one_hot(mx.nd.array(draw.integers(0, 4, count)), 4)
+    return images, mx.nd.one_hot(mx.nd.array(draw.integers(0, 10, count)), 10)
 
 
 def parameters_after(contexts, steps=5):
@@ -135,3 +138,25 @@ def test_filling_images_do_not_count(numbered):
     loader = ShardedLoader(numbered(31), "test", 30, [mx.cpu()], seed=0, training=False)
     with Progress(loader.steps, "validation", 100) as progress:
         assert validate(Wrong(), loader, "float32", progress)[1] == pytest.approx(1 / 31)
+
+
+def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    flags = ["--log-dir", str(tmp_path), "--run-name", "two", "--epochs", "2", "--lr", "0.1", "--mix-up", "1"]
+    args = parse_arguments(training_parser("test", datasets=["digits"]), [*flags, "--seed", "1"])
+    train = ShardedLoader(digits, "train", 8, contexts, seed=1, training=True, limit=40)
+    validation = ShardedLoader(digits, "test", 8, contexts, seed=1, training=False, limit=37)
+    net = small_net(None)
+    fit(net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), contexts, args, "digits")
+    with open(tmp_path / "text" / "two.csv") as file:
+        rows = list(csv.DictReader(file))
+    saved = mx.nd.load(str(tmp_path / "params" / "two" / "last.params"))
+    for name, parameter in net._collect_params_with_prefix().items():
+        first, second = (parameter.data(context).asnumpy() for context in contexts)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, saved[name].asnumpy())
+    # what was saved is what was validated
+    with Progress(validation.steps, "validation", 100) as progress:
+        loss, accuracy = validate(net, validation, "float32", progress)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(rows[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
