@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 run=demo_$(date +%Y%m%d%H%M%S)
 .venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 2 --batch-size 16 \
-    --lr 0.05 --lr-mode cosine --warmup-epochs 0.1 --seed 1 --run-name "$run" "$@"
+    --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --run-name "$run" "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
 
 echo
