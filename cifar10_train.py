@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Train a residual attention network on CIFAR-10, CIFAR-100 or scikit-learn's digits."""
 
+import functools
+
 from training.arguments import parse_arguments, training_parser
 from training.errors import UserError, run
 from training.runtime import prepare_mxnet
@@ -35,8 +37,8 @@ def main():
         epsilon=args.epsilon,
         seed=args.seed,
     )
-    net = get_attention_cifar(dataset.classes, args.num_layers)
-    fit(net, train, validation, mixing, devices, args, run_stem=f"{dataset.name}_attention{args.num_layers}")
+    make_net = functools.partial(get_attention_cifar, dataset.classes, args.num_layers)
+    fit(make_net, train, validation, mixing, devices, args, run_stem=f"{dataset.name}_attention{args.num_layers}")
 
 
 if __name__ == "__main__":

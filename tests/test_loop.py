@@ -13,18 +13,15 @@ from data.loader import ShardedLoader
 from data.mixing import Mixing
 from training.arguments import parse_arguments, training_parser
 from training.board import Progress
-from training.loop import average_statistics, fit, prepare, train_step, validate
+from training.loop import average_statistics, fit, make_trainer, place, train_step, validate
 
 
-def small_net(contexts):
-    """A residual unit and a classifier, with the same values for every call; uninitialized without contexts."""
+def small_net():
+    """A residual unit and a classifier, uninitialized."""
     from model.units import PreActivationBottleneck
 
-    mx.random.seed(5)
     net = nn.HybridSequential()
     net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dense(10, in_units=8))
-    if contexts:
-        net.initialize(mx.init.Xavier(), ctx=contexts)
     return net
 
 
@@ -47,9 +44,9 @@ def examples(count):
 
 def parameters_after(contexts, steps=5):
     """Parameters after training on 12 images a step, shared out to the contexts."""
-    net = small_net(contexts)
+    mx.random.seed(5)
+    net = place(small_net(), contexts, "float32", mx.init.Xavier())
     freeze_normalization(net)
-    net.hybridize(static_alloc=True, static_shape=True)
     trainer = gluon.Trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
     images, targets = examples(12)
     share = 12 // len(contexts)
@@ -89,10 +86,9 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
 @pytest.mark.parametrize("optimizer", ["nag", "sgd"])
 def test_half_precision_updates_a_float32_copy(optimizer):
     net = nn.Dense(1, in_units=1, use_bias=False)
-    args = SimpleNamespace(seed=0, momentum=0.5, wd=0.0, optimizer=optimizer, float16=True)
-    trainer = prepare(net, [mx.cpu()], args, "float16")
+    args = SimpleNamespace(momentum=0.5, wd=0.0, optimizer=optimizer, float16=True)
+    trainer = make_trainer(place(net, [mx.cpu()], "float16", mx.init.One()), args)
     trainer.set_learning_rate(1.0)
-    net.weight.set_data(mx.nd.ones((1, 1)))
     for _ in range(10):
         with autograd.record():
             loss = net.weight.data() * 1e-4  # a step that is lost next to 1 in float16
@@ -146,17 +142,21 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
     args = parse_arguments(training_parser("test", datasets=["digits"]), [*flags, "--seed", "1"])
     train = ShardedLoader(digits, "train", 8, contexts, seed=1, training=True, limit=40)
     validation = ShardedLoader(digits, "test", 8, contexts, seed=1, training=False, limit=37)
-    net = small_net(None)
-    fit(net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), contexts, args, "digits")
+    nets = []
+
+    def make_net():
+        nets.append(small_net())
+        return nets[-1]
+
+    fit(make_net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), contexts, args, "digits")
     with open(tmp_path / "text" / "two.csv") as file:
         rows = list(csv.DictReader(file))
     saved = mx.nd.load(str(tmp_path / "params" / "two" / "last.params"))
-    for name, parameter in net._collect_params_with_prefix().items():
-        first, second = (parameter.data(context).asnumpy() for context in contexts)
-        np.testing.assert_array_equal(first, second)
-        np.testing.assert_array_equal(first, saved[name].asnumpy())
-    # what was saved is what was validated
+    for net in nets:  # the one that trained and the one that was validated, on both devices
+        for name, parameter in net._collect_params_with_prefix().items():
+            for context in contexts:
+                np.testing.assert_array_equal(parameter.data(context).asnumpy(), saved[name].asnumpy())
     with Progress(validation.steps, "validation", 100) as progress:
-        loss, accuracy = validate(net, validation, "float32", progress)
+        loss, accuracy = validate(nets[0], validation, "float32", progress)
     assert float(rows[-1]["val_loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)

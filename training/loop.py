@@ -10,18 +10,19 @@ from training.board import Board, Progress, RunFiles
 from training.checkpoint import Checkpoints
 from training.schedule import learning_rates
 
-__all__ = ["average_statistics", "fit", "train_epoch", "train_step", "validate"]
+__all__ = ["average_statistics", "fit", "hand_over", "place", "train_epoch", "train_step", "validate"]
 
 loss_of_targets = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
 loss_of_labels = gluon.loss.SoftmaxCrossEntropyLoss()
 
 
-def fit(net, train, validation, mixing, contexts, args, run_stem):
-    """Train an uninitialized network as the flags say; after each epoch validate, log and save.
+def fit(make_net, train, validation, mixing, contexts, args, run_stem):
+    """Train a network as the flags say; after each epoch validate, log and save.
 
     Parameters
     ----------
-    net : HybridBlock
+    make_net : callable
+        Returns the network, a new uninitialized HybridBlock, (N, 3, size, size) -> (N, classes).
     train, validation : data.loader.ShardedLoader
     mixing : data.mixing.Mixing
     contexts : list of mxnet.Context
@@ -39,8 +40,12 @@ def fit(net, train, validation, mixing, contexts, args, run_stem):
     flags = "  ".join(f"{name}={value}" for name, value in vars(args).items())
     board.info(f"run {files.name} on {', '.join(map(str, contexts))}: {flags}")
 
+    mx.random.seed(args.seed)
     dtype = "float16" if args.float16 else "float32"
-    trainer = prepare(net, contexts, args, dtype)
+    # He et al.'s initialization, which the paper uses (section 4.1): variance 2 / fan-in
+    net = place(make_net(), contexts, dtype, mx.init.MSRAPrelu(factor_type="in", slope=0))
+    evaluated = place(make_net(), contexts, dtype, mx.init.Zero())
+    trainer = make_trainer(net, args)
     learning_rate = learning_rates(args.lr_mode, args.lr, args.epochs, train.steps, args.warmup_epochs, args.lr_steps)
     board.images(mixing(next(train.epoch(0))[0])[0], train.dataset)
     for epoch in range(args.epochs):
@@ -49,9 +54,9 @@ def fit(net, train, validation, mixing, contexts, args, run_stem):
         with Progress(train.steps, f"epoch {number}/{args.epochs}", args.log_interval) as progress:
             train_loss, train_metric = train_epoch(net, trainer, train, epoch, mixing, learning_rate, dtype, progress)
         training_seconds = time.monotonic() - started
-        average_statistics(net)
+        hand_over(net, evaluated)
         with Progress(validation.steps, "validation", args.log_interval) as progress:
-            val_loss, val_accuracy = validate(net, validation, dtype, progress)
+            val_loss, val_accuracy = validate(evaluated, validation, dtype, progress)
         row = {
             "epoch": number,
             "train_loss": train_loss,
@@ -62,9 +67,9 @@ def fit(net, train, validation, mixing, contexts, args, run_stem):
             "images_per_second": train.steps * train.batch_size / training_seconds,
             "seconds": time.monotonic() - started,
         }
-        checkpoints.save(net, number, val_accuracy)
+        checkpoints.save(evaluated, number, val_accuracy)
         board.epoch(row, mixing.metric_name(epoch))
-        board.histograms(net, number)
+        board.histograms(evaluated, number)
     board.info(
         f"Finished: best validation accuracy {checkpoints.best_accuracy:.4f} "
         f"at epoch {checkpoints.best_epoch} ({files.csv})"
@@ -72,15 +77,30 @@ def fit(net, train, validation, mixing, contexts, args, run_stem):
     board.close()
 
 
-def prepare(net, contexts, args, dtype):
-    """Initialize the network on its devices, by the run's seed, and make its `gluon.Trainer`."""
-    mx.random.seed(args.seed)
-    # He et al.'s initialization, which the paper uses (section 4.1): variance 2 / fan-in
-    net.initialize(mx.init.MSRAPrelu(factor_type="in", slope=0), ctx=contexts)
+def place(net, contexts, dtype, initializer):
+    """Initialize a network on devices, in a precision, as one static graph on each. Returns it."""
+    net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     net.hybridize(static_alloc=True, static_shape=True)
+    return net
+
+
+def make_trainer(net, args):
+    """The `gluon.Trainer` of the flags; with float16, it updates a float32 copy of every parameter."""
     optimizer = {"momentum": args.momentum, "wd": args.wd, "multi_precision": args.float16}
     return gluon.Trainer(net.collect_params(), args.optimizer, optimizer)
+
+
+def hand_over(net, evaluated):
+    """Give ``evaluated``, the network that is validated and saved, the values of ``net``, the one that trains.
+
+    Two networks, because inference on a CPU changes the memory layout of the weights it uses at a moment of its own
+    choosing, and training steps with them no longer repeat bit for bit.
+    """
+    mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing: reads do not wait for it
+    average_statistics(net)
+    for source, target in zip(net.collect_params().values(), evaluated.collect_params().values()):
+        target.set_data(source.data(source.list_ctx()[0]))
 
 
 def train_epoch(net, trainer, train, epoch, mixing, learning_rate, dtype, progress):
