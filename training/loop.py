@@ -48,7 +48,9 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
     evaluated = place(make_net(), contexts, dtype, mx.init.Zero())
     trainer = make_trainer(net, args)
     learning_rate = learning_rates(args.lr_mode, args.lr, args.epochs, train.steps, args.warmup_epochs, args.lr_steps)
-    board.images(mixing(next(train.epoch(0))[0])[0], train.dataset)
+    first_batch, *_ = next(train.epoch(0))
+    images, *_ = mixing(first_batch)
+    board.images(images, train.dataset)
     for epoch in range(args.epochs):
         number = epoch + 1  # people count from 1
         started = time.monotonic()
