@@ -1,5 +1,6 @@
 """CIFAR from its official binary files, and the digits: lossless, and clear about what is missing."""
 
+import hashlib
 import tarfile
 
 import cv2
@@ -84,8 +85,6 @@ def test_an_archive_that_is_there_is_verified_and_unpacked(tmp_path, monkeypatch
 
 
 def md5_of(path):
-    import hashlib
-
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 

@@ -26,12 +26,12 @@ class Checkpoints:
         self.best_accuracy, self.best_epoch = -1.0, None
 
     def save(self, net, epoch, accuracy):
-        """Save what an epoch ended with. Epochs count from 0; ``accuracy`` is the validation's."""
+        """Save what an epoch ended with. Epochs count from 1; ``accuracy`` is the validation's."""
         self._write(net, "last.params")
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, epoch
             self._write(net, "best.params")
-        if self._save_period and (epoch + 1) % self._save_period == 0:
+        if self._save_period and epoch % self._save_period == 0:
             self._write(net, f"epoch-{epoch:04d}.params")
 
     def _write(self, net, name):
