@@ -5,7 +5,7 @@ from collections import namedtuple
 from mxnet.gluon import nn
 
 from model.attention import AttentionModule, unit_sequence
-from model.units import PreActivationBottleneck, norm_relu
+from model.units import NormReLU, PreActivationBottleneck
 
 __all__ = [
     "AttentionNet",
@@ -69,7 +69,7 @@ class AttentionNet(nn.HybridBlock):
             self.features.add(
                 unit(channels, in_channels, stride=2),
                 unit_sequence(2, channels, unit),
-                norm_relu(channels),
+                NormReLU(channels),
                 nn.GlobalAvgPool2D(),
                 nn.Flatten(),
             )
@@ -80,7 +80,7 @@ class AttentionNet(nn.HybridBlock):
         block = nn.HybridSequential()
         block.add(
             nn.Conv2D(self.stem_channels, 7, 2, 3, use_bias=False, in_channels=3),
-            norm_relu(self.stem_channels),
+            NormReLU(self.stem_channels),
             nn.MaxPool2D(3, 2, ceil_mode=True),
         )
         return block
@@ -102,7 +102,7 @@ class AttentionNetCifar(AttentionNet):
     def stem(self):
         """3x3 convolution, BN, ReLU: (N, 3, H, W) -> (N, 32, H, W)."""
         block = nn.HybridSequential()
-        block.add(nn.Conv2D(self.stem_channels, 3, 1, 1, use_bias=False, in_channels=3), norm_relu(self.stem_channels))
+        block.add(nn.Conv2D(self.stem_channels, 3, 1, 1, use_bias=False, in_channels=3), NormReLU(self.stem_channels))
         return block
 
 

@@ -6,17 +6,24 @@ height and width. Units are interchangeable: each is built as ``Unit(channels, i
 
 from mxnet.gluon import nn
 
-__all__ = ["PreActivationBottleneck", "norm_relu"]
+__all__ = ["NormReLU", "PreActivationBottleneck"]
 
 
-def norm_relu(in_channels):
+class NormReLU(nn.BatchNorm):
     """Batch normalization and ReLU, the pair that precedes every convolution of the pre-activation form.
 
     The networks' published descriptions leave epsilon and momentum to the framework; these are Gluon's defaults.
+    `model.fusion.fuse` makes the two one operator where the device has one.
+
+    Shapes: (N, in_channels, H, W) -> (N, in_channels, H, W).
     """
-    block = nn.HybridSequential()
-    block.add(nn.BatchNorm(in_channels=in_channels), nn.Activation("relu"))
-    return block
+
+    def __init__(self, in_channels, **kwargs):
+        super().__init__(in_channels=in_channels, **kwargs)
+
+    def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
+        normalized = super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
+        return normalized if self.fuse_relu else F.Activation(normalized, act_type="relu")
 
 
 class PreActivationBottleneck(nn.HybridBlock):
@@ -42,13 +49,13 @@ class PreActivationBottleneck(nn.HybridBlock):
         super().__init__(**kwargs)
         width = channels // 4
         with self.name_scope():
-            self.pre_activation = norm_relu(in_channels)
+            self.pre_activation = NormReLU(in_channels)
             self.branch = nn.HybridSequential()
             self.branch.add(
                 nn.Conv2D(width, 1, use_bias=False, in_channels=in_channels),
-                norm_relu(width),
+                NormReLU(width),
                 nn.Conv2D(width, 3, stride, 1, use_bias=False, in_channels=width),
-                norm_relu(width),
+                NormReLU(width),
                 nn.Conv2D(channels, 1, use_bias=False, in_channels=width),
             )
             self.projection = None

