@@ -5,7 +5,6 @@ The format is MXNet's own, as its im2rec writes it: every record is a header wit
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import shutil
 import tempfile
@@ -17,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from training.errors import UserError
+from training.files import file_digest
 
-__all__ = ["Records", "ensure_records", "file_digest", "locked", "write_records"]
+__all__ = ["Records", "ensure_records", "locked", "write_records"]
 
 FORMAT_VERSION = 1  # of what `ensure_records` writes; raising it makes older folders stale
 MANIFEST = "manifest.json"
@@ -181,12 +181,3 @@ def locked(path):
     with open(path.parent / (path.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def file_digest(path):
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
