@@ -20,6 +20,8 @@ __all__ = ["average_statistics", "fit", "hand_over", "place", "train_epoch", "tr
 
 NOT_FLAGS = ("resume", "resumed", "settings")  # in the namespace that `parse_arguments` returns
 
+GROUP = 100  # arrays in one call of an operator that has room for 200
+
 loss_of_targets = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
 loss_of_labels = gluon.loss.SoftmaxCrossEntropyLoss()
 
@@ -181,18 +183,40 @@ def train_step(net, trainer, shares):
     (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
     that of the mean loss over all devices' images.
 
-    Raises FloatingPointError, with nothing changed, where a loss is not finite. (On a GPU, batch normalization's
-    statistics are changed in the forward pass already.)
+    Raises FloatingPointError, with nothing changed, where a loss or a gradient is not finite. Either is looked at: after
+    a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
     """
+    statistics = [
+        value for parameter in trainer._params if parameter.grad_req == "null" for value in parameter.list_data()
+    ]
+    before = [value.copy() for value in statistics]
     with autograd.record():
         outputs = [net(images).astype("float32") for images, _ in shares]
         losses = [loss_of_targets(output, targets) for output, (_, targets) in zip(outputs, shares)]
     sums = [loss.sum().asscalar() for loss in losses]
-    if not all(map(math.isfinite, sums)):
-        raise FloatingPointError(f"the loss is {sum(sums) / sum(map(len, losses))}")
-    autograd.backward(losses)
+    problem = None if all(map(math.isfinite, sums)) else f"the loss is {sum(sums) / sum(map(len, losses))}"
+    if not problem:
+        mx.nd.waitall()  # for the copies: the engine does not know that the backward pass changes the statistics
+        autograd.backward(losses)
+        norm = math.sqrt(squared_norm(trainer))
+        problem = None if math.isfinite(norm) else f"the gradient's norm is {norm}"
+    if problem:
+        for value, old in zip(statistics, before):
+            value[:] = old
+        raise FloatingPointError(problem)
     trainer.step(sum(len(loss) for loss in losses))
     return outputs, losses
+
+
+def squared_norm(trainer):
+    """The sum of the squares of all gradients on all devices, which is finite only where they are."""
+    alike = {}
+    for parameter in trainer._params:
+        if parameter.grad_req != "null":
+            for gradient in parameter.list_grad():
+                alike.setdefault((gradient.context, gradient.dtype), []).append(gradient)
+    groups = [arrays[first : first + GROUP] for arrays in alike.values() for first in range(0, len(arrays), GROUP)]
+    return sum(float(mx.nd.multi_sum_sq(*group, num_arrays=len(group)).sum().asscalar()) for group in groups)
 
 
 def validate(net, validation, dtype, progress, attend=lambda: None):
