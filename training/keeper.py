@@ -75,7 +75,10 @@ class Keeper:
             "position": self.position.to_json(),
             "updates": self._state.updates,
         }
-        arrays = self._state.gather()
+        try:
+            arrays = self._state.gather()
+        except Diverged as error:
+            raise Diverged(f"{self.where()}: {error}; the last good state is {self._path}") from None
         self._path = self._checkpoints.save(arrays, {**facts, "sizes": self._files.settle()}, self._path)
 
     def attend(self):

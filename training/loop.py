@@ -186,9 +186,8 @@ def train_step(net, trainer, shares):
     Raises FloatingPointError, with nothing changed, where a loss or a gradient is not finite. Either is looked at: after
     a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
     """
-    statistics = [
-        value for parameter in trainer._params if parameter.grad_req == "null" for value in parameter.list_data()
-    ]
+    frozen = [parameter for parameter in trainer._params if parameter.grad_req == "null"]
+    statistics = [value for parameter in frozen for value in parameter.list_data()]
     before = [value.copy() for value in statistics]
     with autograd.record():
         outputs = [net(images).astype("float32") for images, _ in shares]
