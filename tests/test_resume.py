@@ -1,5 +1,6 @@
 """A stopped training goes on as if it had never stopped, to the bit, or says in one line why it does not."""
 
+import gc
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ def small_net(classes):
 
 def train(folder, digits, *flags, devices=1, interrupt=None, limit=40):
     """Train the small network; ``interrupt`` is called with (epoch, step) before every batch is mixed."""
+    gc.collect()  # a refused run is let go of with the traceback that held it
     parser = training_parser("test", datasets=["digits"], batch_size=8)
     args = parse_arguments(parser, [str(flag) for flag in ("--log-dir", folder, *flags)])
     contexts = [mx.cpu(device) for device in range(devices)]

@@ -76,6 +76,7 @@ def test_parameters_are_saved_and_load(finished):
     (params,) = (folder / "params").iterdir()
     assert {file.name for file in params.iterdir()} == {
         "best.params", "last.params", "epoch-0001.params", "epoch-0002.params",
+        "checkpoint-000002", "checkpoint-000003",
     }  # fmt: skip
     net = get_attention_cifar(10, 56)
     net.load_parameters(str(params / "best.params"))

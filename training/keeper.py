@@ -103,7 +103,10 @@ class Keeper:
             self.position.skipped += 1
             self._board.info(f"left out {description}")
             return
-        self.save()
+        try:
+            self.save()
+        except Diverged as error:
+            raise Diverged(f"{description}; {error}") from None
         raise Diverged(
             f"{description}; the state before it is {self._path}; --nan-action skip or a lower --lr may help"
         )

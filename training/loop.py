@@ -183,7 +183,7 @@ def train_step(net, trainer, shares):
     (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
     that of the mean loss over all devices' images.
 
-    Raises FloatingPointError, with nothing changed, where a loss or a gradient is not finite. Either is looked at: after
+    Raises FloatingPointError, with nothing changed, where a loss or a gradient is not finite. Both are looked at: after
     a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
     """
     frozen = [parameter for parameter in trainer._params if parameter.grad_req == "null"]
