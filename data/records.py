@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+import warnings
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,9 @@ class Records:
         try:
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
             size = os.fstat(self._file.fileno()).st_size
-            offsets = np.loadtxt(self.path.with_suffix(".idx"), dtype=np.int64, usecols=1, ndmin=1, delimiter="\t")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one about an empty file: it is refused below
+                offsets = np.loadtxt(self.path.with_suffix(".idx"), dtype=np.int64, usecols=1, ndmin=1, delimiter="\t")
         except (OSError, ValueError, IndexError) as error:
             raise UserError(f"cannot read the records {self.path} and their .idx file: {error}") from None
         if len(offsets) == 0 or offsets.min() < 0 or offsets.max() > size - FRAME.size - HEADER.size:

@@ -89,7 +89,7 @@ def start(log_dir, data_dir, epochs):
 
 def kill_at_random(process, log_dir, draw, lifetime, in_writing):
     """Send SIGKILL at some moment of the process's life. Returns whether it was still alive then."""
-    moment = time.monotonic() + draw.uniform(0, 1.1 * lifetime)
+    moment = time.monotonic() + draw.uniform(0, lifetime)
     while time.monotonic() < moment and process.poll() is None:
         time.sleep(0.002)
     while in_writing and process.poll() is None and not any(log_dir.glob("params/*/*.new")):

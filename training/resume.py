@@ -48,8 +48,8 @@ class Resumed:
             self._position = facts["position"]
             Position.from_json(self._position, 1)
             self.updates = int(facts["updates"])
-            self.sizes = {str(name): int(size) for name, size in facts["sizes"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self.sizes = {str(name): max(0, int(size)) for name, size in facts["sizes"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None
 
     def position(self, steps):
@@ -60,7 +60,7 @@ class Resumed:
         """The line that the run finished with; None where it has not."""
         try:
             with open(self.files.log, "rb") as log:
-                log.seek(max(0, self.sizes.get(self.files.log.name, 0)))
+                log.seek(self.sizes.get(self.files.log.name, 0))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return None
@@ -89,7 +89,11 @@ def find_newest(log_dir, fits):
     """The name of the run under ``log_dir`` that saved last of those whose settings ``fits`` accepts; None for none."""
     saved = []
     for folder in Path(log_dir, "params").glob("*/"):
-        for path in Checkpoints(folder).paths():
+        checkpoints = Checkpoints(folder)
+        if not checkpoints.paths():  # killed while it wrote its first one: nobody else comes to clean up
+            with contextlib.suppress(UserError), RunFiles(log_dir, folder.name):
+                checkpoints.tidy()
+        for path in checkpoints.paths():
             with contextlib.suppress(ValueError, OSError, UserError):
                 if fits(Checkpoint(path)):
                     saved.append((path.stat().st_mtime, folder.name))
