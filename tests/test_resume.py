@@ -31,14 +31,15 @@ def small_net(classes):
     return net
 
 
-def train(folder, digits, *flags, devices=1, interrupt=None, limit=40):
+def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=40):
     """Train the small network; ``interrupt`` is called with (epoch, step) before every batch is mixed."""
     gc.collect()  # a refused run is let go of with the traceback that held it
     parser = training_parser("test", datasets=["digits"], batch_size=8)
     args = parse_arguments(parser, [str(flag) for flag in ("--log-dir", folder, *flags)])
     contexts = [mx.cpu(device) for device in range(devices)]
     options = {"seed": args.seed, "limit": limit}
-    train_loader = ShardedLoader(digits, "train", args.batch_size // devices, contexts, training=True, **options)
+    share = share or args.batch_size // devices  # images for each device
+    train_loader = ShardedLoader(digits, "train", share, contexts, training=True, **options)
     validation = ShardedLoader(digits, "test", 8, contexts, training=False, **options)
     mixing = Mixing(10, alpha=args.alpha, mixup_epochs=args.epochs - args.mix_up_off_epochs, epsilon=0.1, seed=1)
 
@@ -272,9 +273,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, di
 def test_another_number_of_devices_goes_on_at_the_same_share_of_the_epoch(stopped, digits, tmp_path, capsys):
     folder = tmp_path / "log"
     shutil.copytree(stopped, folder)
-    flags = ("--resume", "run")
-    train(folder, digits, *flags, devices=2, limit=40)
-    assert "resumed at epoch 2/3, step 3/5" in capsys.readouterr().out
+    train(folder, digits, "--resume", "run", devices=2, share=8)  # twice the images a step
+    assert "resumed at epoch 2/3, step 1/2 (step 3/5 of then)" in capsys.readouterr().out
     assert len((folder / "text" / "run.csv").read_text().splitlines()) == 4
 
 

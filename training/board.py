@@ -5,6 +5,7 @@ import struct
 import time
 
 import mxnet as mx
+import numpy as np
 from mxboard.proto.event_pb2 import Event
 from mxboard.record_writer import masked_crc32c
 from mxboard.summary import histogram_summary, image_summary, scalar_summary
@@ -73,7 +74,9 @@ class Board:
             return
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
             if parameter.grad_req != "null":
-                values = parameter.data(parameter.list_ctx()[0])
+                values = parameter.data(parameter.list_ctx()[0]).asnumpy()
+                if not np.isfinite(values).all():
+                    continue  # it has no range to divide; the checkpoint that is due now says what is wrong
                 self._events.add_summary(histogram_summary(f"parameters/{name}", values, bins=100), epoch)
 
 

@@ -59,7 +59,9 @@ class Keeper:
         for line in [*resumed.damaged, *(f"lines of {name} are missing: it was changed" for name in shortened)]:
             self._board.info(line)
         self._path, self._saved = checkpoint.path, self._place()
-        self._board.info(f"resumed at {self.where()}, from {checkpoint.path}")
+        then = checkpoint.facts["position"]
+        share = f" (step {then['step']}/{then['steps']} of then)" if then["steps"] != position.steps else ""
+        self._board.info(f"resumed at {self.where()}{share}, from {checkpoint.path}")
 
     def save(self):
         """Write a checkpoint, unless the last one is of this very position."""

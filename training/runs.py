@@ -34,7 +34,7 @@ class RunFiles:
         self._release = weakref.finalize(self, os.close, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"the run {name} in {log_dir} is being written by another process") from None
 
     def __enter__(self):
