@@ -187,6 +187,30 @@ def stopped(tmp_path_factory, digits):
     return folder
 
 
+def test_flags_that_are_not_given_are_the_run_s_own(tmp_path, digits):
+    own = (
+        "--momentum",
+        0,
+        "--wd",
+        0,
+        "--seed",
+        0,
+        "--save-period",
+        0,
+        "--checkpoint-minutes",
+        0,
+        "--lr-steps",
+        "1,2.5",
+    )
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *own, "--epochs", 4, "--run-name", "run", interrupt=stop_at((0, 2)))
+    parser = training_parser("test", datasets=["digits"], batch_size=4, lr=0.7)
+    args = parse_arguments(parser, ["--resume", "run", "--log-dir", str(tmp_path), "--epochs", "5", "--workers", "1"])
+    expected = {"momentum": 0, "wd": 0, "seed": 0, "save_period": 0, "checkpoint_minutes": 0, "lr_steps": [1, 2.5]}
+    expected.update(batch_size=8, lr=0.1, epochs=5, workers=1, float16=False, mix_up_off_epochs=0)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
 @pytest.mark.parametrize(
     "flags",
     [

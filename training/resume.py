@@ -72,17 +72,17 @@ def open_run(text, log_dir):
 
     Raises UserError where there is none.
     """
-    if "/" not in text:
-        folder, checkpoint_path = Path(log_dir) / "params" / text, None
-    else:
-        path = Path(text)
-        folder = path.parent if path.name.startswith("checkpoint-") else path
-        checkpoint_path = path if folder != path else None
+    checkpoint_path = None
+    if "/" in text:
+        path = folder = Path(text)
+        if path.name.startswith("checkpoint-"):
+            checkpoint_path, folder = path, path.parent
         if folder.parent.name != "params":  # the run's other files are found, and written, two levels up
             raise UserError(f"--resume {text} is not LOG_DIR/params/RUN, nor a checkpoint's folder in it")
-    if not folder.is_dir():
-        raise UserError(f"--resume {text}: there is no run {folder}")
-    return Resumed(RunFiles(folder.parent.parent, folder.name), checkpoint_path)
+        log_dir, text = folder.parent.parent, folder.name
+    if not (Path(log_dir) / "params" / text).is_dir():
+        raise UserError(f"--resume: there is no run {Path(log_dir) / 'params' / text}")
+    return Resumed(RunFiles(log_dir, text), checkpoint_path)
 
 
 def find_newest(log_dir, fits):
@@ -108,7 +108,7 @@ def saved_flags(parser, checkpoint):
     """
     settings = checkpoint.facts.get("settings")
     try:
-        flags = [_flag(name, value) for name, value in settings.items() if value not in (None, False)]
+        flags = [_flag(name, value) for name, value in settings.items() if value is not None and value is not False]
         unknown = set(settings) - (set(vars(parser.parse_args([]))) - NOT_SETTINGS)
         if unknown:
             raise ValueError(f"it has no flag --{min(unknown).replace('_', '-')}")
