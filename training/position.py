@@ -89,12 +89,12 @@ class Position:
             real = (position.seconds, position.best_accuracy, loss, hits)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"no position: {error}") from None
-        if not all(type(number) is int and 0 <= number < 2**53 for number in whole) or not all(
-            type(number) is float and math.isfinite(number) for number in real
-        ):
+        are_whole = all(type(number) is int and 0 <= number < 2**53 for number in whole)
+        if not are_whole or not all(type(number) is float and math.isfinite(number) for number in real):
             raise ValueError("no position: a number is missing or out of range")
-        if position.step > position.steps or position.steps == 0:
-            raise ValueError(f"no position: step {position.step} of {position.steps}")
-        position.step = position.step * steps // position.steps
+        if position.step > position.steps or (position.seconds > 0) != (position.step > 0):
+            raise ValueError(f"no position: step {position.step} of {position.steps} in {position.seconds} s")
+        if position.step:  # 0 stays the only step at which an epoch has just ended
+            position.step = max(1, position.step * steps // position.steps)
         position.steps = steps
         return position
