@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from training.checkpoint import Checkpoint, Checkpoints
+from training.checkpoint import Checkpoint, Checkpoints, _own_digest
 from training.errors import UserError
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "rows": np.ones((1, 4), np.float16)}
@@ -105,8 +105,6 @@ def test_objects_are_no_arrays(tmp_path):
     path = save_some(tmp_path, 1).paths()[0]
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["arrays"][0][1] = "object"
-    from training.checkpoint import _own_digest
-
     manifest["sha256"] = _own_digest(manifest)  # by someone who knows how
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="object"):
