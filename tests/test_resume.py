@@ -13,10 +13,12 @@ from mxnet.gluon import nn
 
 from data.loader import ShardedLoader
 from data.mixing import Mixing
+from scripts.torture import figures
 from training.arguments import parse_arguments, training_parser
 from training.checkpoint import Checkpoint, Checkpoints
 from training.errors import Diverged, UserError
 from training.loop import fit
+from training.position import Position
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -139,6 +141,26 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, digits, undistu
     assert [log.count(f"epoch {number}/3  train loss") for number in (1, 2, 3)] == [1, 1, 1]
     resumed = "epoch 2/3, step 2/5" if minutes == 0 else "epoch 2/3, step 0/5"
     assert f"resumed at {resumed}" in log
+
+
+def test_a_kill_between_the_rows_and_the_checkpoint_doubles_none(tmp_path, digits, undisturbed, monkeypatch):
+    def killed(position, accuracy):
+        if position.epoch == 1:
+            raise Killed
+        whole(position, accuracy)
+
+    whole = Position.finish_epoch
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Position, "finish_epoch", killed)
+        train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    train(tmp_path, digits, "--resume", "run")
+    assert results(tmp_path, "run") == undisturbed[1]
+    log = (tmp_path / "text" / "run.log").read_text()
+    assert [log.count(f"epoch {number}/3  train loss") for number in (1, 2, 3)] == [1, 1, 1]
+    events = sorted((tmp_path / "board" / "run").iterdir())
+    written = [(step, tag) for path in events for step, tag, _ in figures(path)]
+    assert len(written) == len(set(written))
+    assert [step for step, tag in written if tag == "loss/train"] == [1, 2, 3]
 
 
 def test_a_kill_between_the_checkpoint_and_the_parameters_files_loses_none(tmp_path, digits, undisturbed, monkeypatch):
