@@ -7,8 +7,9 @@ import numpy as np
 
 from data.dataset import Dataset
 from data.download import download, unpack
-from data.records import ensure_records, file_digest, locked
+from data.records import ensure_records, locked
 from training.errors import UserError
+from training.files import file_digest
 
 __all__ = ["cifar_archives", "open_cifar", "read_rows"]
 

@@ -175,6 +175,8 @@ class ShardedLoader:
     dataset : data.dataset.Dataset
     steps : int
         An epoch.
+    num_images : int
+        Images in the set.
     batch_size : int
         Images a step, over all devices.
     """
@@ -185,7 +187,7 @@ class ShardedLoader:
             for shard, context in enumerate(contexts)
         ]
         self.dataset = dataset
-        self.steps = self._loaders[0].steps
+        self.steps, self.num_images = self._loaders[0].steps, self._loaders[0].num_images
         self.batch_size = batch_size * len(contexts)
 
     def epoch(self, epoch, first_step=0):

@@ -5,10 +5,12 @@ The format is MXNet's own, as its im2rec writes it: every record is a header wit
 
 import contextlib
 import fcntl
-import hashlib
 import json
+import os
 import shutil
+import struct
 import tempfile
+import warnings
 from pathlib import Path
 
 import cv2
@@ -17,8 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from training.errors import UserError
+from training.files import file_digest
 
-__all__ = ["Records", "ensure_records", "file_digest", "locked", "write_records"]
+__all__ = ["Records", "ensure_records", "locked", "write_records"]
 
 FORMAT_VERSION = 1  # of what `ensure_records` writes; raising it makes older folders stale
 MANIFEST = "manifest.json"
@@ -29,14 +32,16 @@ MANIFEST = "manifest.json"
 MAGIC = 0xCED7230A
 LENGTH_BITS = 29
 WHOLE, LAST_PART = 0, 3
-FRAME_WORDS = 2
-HEADER_WORDS = 6
+FRAME = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
+LABEL = struct.Struct("<f")
 
 
 class Records:
     """The encoded images and labels of one RecordIO pair, addressed by their position in the index.
 
-    The file is mapped: opening it reads the index alone, whatever its size.
+    Opening reads the index alone, whatever the file's size. Records are read when they are asked for, not mapped: where
+    the file has been cut short since, that is an error and not the end of the process.
 
     Parameters
     ----------
@@ -51,57 +56,82 @@ class Records:
     def __init__(self, path, limit=None):
         self.path = Path(path)
         try:
-            # np.asarray: slicing memmap's own type costs ten times as much
-            self._words = np.asarray(np.memmap(self.path, np.dtype("<u4"), mode="r"))
-            offsets = np.loadtxt(self.path.with_suffix(".idx"), dtype=np.int64, usecols=1, ndmin=1, delimiter="\t")
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+            size = os.fstat(self._file.fileno()).st_size
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the one about an empty file: it is refused below
+                offsets = np.loadtxt(self.path.with_suffix(".idx"), dtype=np.int64, usecols=1, ndmin=1, delimiter="\t")
         except (OSError, ValueError, IndexError) as error:
             raise UserError(f"cannot read the records {self.path} and their .idx file: {error}") from None
-        last = (len(self._words) - FRAME_WORDS - HEADER_WORDS) * 4
-        if len(offsets) == 0 or (offsets % 4).any() or offsets.min() < 0 or offsets.max() > last:
+        if len(offsets) == 0 or offsets.min() < 0 or offsets.max() > size - FRAME.size - HEADER.size:
             raise UserError(f"{self.path} and its .idx file do not fit together")
-        self._bytes = self._words.view(np.uint8)
-        self._frames = offsets[:limit] // 4
+        ends = np.append(np.unique(offsets), size)
+        ends = ends[np.searchsorted(ends, offsets, side="right")]  # where the next record starts
+        self._offsets, self._ends = offsets[:limit].tolist(), ends[:limit].tolist()
 
     def __len__(self):
-        return len(self._frames)
+        return len(self._offsets)
 
     def labels(self, positions):
         """Labels at ``positions`` (int array of any length n): float32 array of (n,)."""
-        frames = self._frames[positions]
-        has_extra = self._words[frames + FRAME_WORDS] > 0  # then the header's own label is unused
-        return self._words[frames + FRAME_WORDS + np.where(has_extra, HEADER_WORDS, 1)].view("<f4")
+        return np.array([self._label(self._offsets[position]) for position in positions], np.float32)
 
     def encoded(self, positions):
-        """Encoded images at ``positions`` (int array): a list of 1-d uint8 arrays, most of them views of the file."""
-        frames = self._frames[positions]
-        sizes = self._words[frames + 1]
-        starts = 4 * (frames + FRAME_WORDS + HEADER_WORDS + self._words[frames + FRAME_WORDS])
-        stops = 4 * (frames + FRAME_WORDS) + sizes
-        whole = (self._words[frames] == MAGIC) & (sizes >> LENGTH_BITS == WHOLE) & (stops <= 4 * len(self._words))
-        if whole.all():
-            return [self._bytes[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())]
-        offsets = (starts - 4 * (frames + FRAME_WORDS)).tolist()
-        return [self._payload(frame)[offset:] for frame, offset in zip(frames.tolist(), offsets)]
+        """Encoded images at ``positions`` (int array): a list of 1-d uint8 arrays."""
+        return [self._image(self._offsets[position], self._ends[position]) for position in positions]
 
-    def _payload(self, frame):
-        """The bytes of the record that starts at word ``frame``.
+    def _label(self, offset):
+        content = self._read(offset, FRAME.size + HEADER.size + LABEL.size)
+        extra, label, *_ = HEADER.unpack_from(content, FRAME.size)
+        if extra:  # then the header's own label is unused
+            if len(content) < FRAME.size + HEADER.size + LABEL.size:
+                raise UserError(f"{self.path} ends inside the record at byte {offset}")
+            (label,) = LABEL.unpack_from(content, FRAME.size + HEADER.size)
+        return label
 
-        A record is in parts where its payload contains the magic word, which is then dropped between them.
+    def _image(self, offset, end):
+        content = self._read(offset, end - offset)
+        magic, word = FRAME.unpack_from(content)
+        if magic == MAGIC and word >> LENGTH_BITS == WHOLE:
+            first, stop = FRAME.size, FRAME.size + word
+        else:
+            content = self._joined(content, offset)
+            first, stop = 0, len(content)
+        if stop > len(content):
+            raise UserError(f"{self.path} ends inside the record at byte {offset}")
+        if stop - first < HEADER.size:
+            raise UserError(f"{self.path} is damaged: no image in the record at byte {offset}")
+        extra = HEADER.unpack_from(content, first)[0]
+        return np.frombuffer(content[:stop], np.uint8)[first + HEADER.size + LABEL.size * extra :]
+
+    def _joined(self, content, offset):
+        """The payload of a record in parts, as which it is written where it contains the magic word.
+
+        That word is dropped between the parts.
         """
-        parts = []
+        parts, start = [], 0
         while True:
-            if frame + FRAME_WORDS > len(self._words) or self._words[frame] != MAGIC:
-                raise UserError(f"{self.path} is damaged: no record at byte {4 * frame}")
-            word = int(self._words[frame + 1])
+            if start + FRAME.size > len(content) or FRAME.unpack_from(content, start)[0] != MAGIC:
+                raise UserError(f"{self.path} is damaged: no record at byte {offset + start}")
+            word = FRAME.unpack_from(content, start)[1]
             size = word & (1 << LENGTH_BITS) - 1
-            start = 4 * (frame + FRAME_WORDS)
-            if start + size > len(self._bytes):
-                raise UserError(f"{self.path} ends inside the record at byte {4 * frame}")
-            parts.append(self._bytes[start : start + size])
+            start += FRAME.size
+            if start + size > len(content):
+                raise UserError(f"{self.path} ends inside the record at byte {offset}")
+            parts.append(content[start : start + size])
             if word >> LENGTH_BITS in (WHOLE, LAST_PART):
-                return np.concatenate(parts)
-            parts.append(np.array([MAGIC], "<u4").view(np.uint8))
-            frame += FRAME_WORDS + -(-size // 4)
+                return MAGIC.to_bytes(4, "little").join(parts)
+            start += -(-size // 4) * 4
+
+    def _read(self, offset, size):
+        """Bytes of the file, fewer only where it ends."""
+        try:
+            content = os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from None
+        if len(content) < FRAME.size + HEADER.size:
+            raise UserError(f"{self.path} ends inside the record at byte {offset}: it was cut short")
+        return content
 
 
 def write_records(path, samples, total=None):
@@ -181,12 +211,3 @@ def locked(path):
     with open(path.parent / (path.name + ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def file_digest(path):
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,25 +1,111 @@
-"""Which parameters are kept, and under which names."""
+"""A checkpoint is whole or absent, found out where it is damaged, and never runs anything."""
 
-import mxnet as mx
-from mxnet.gluon import nn
+import json
 
-from training.checkpoint import Checkpoints
+import numpy as np
+import pytest
 
+from training.checkpoint import Checkpoint, Checkpoints, _own_digest
+from training.errors import UserError
 
-def test_the_last_the_best_and_every_so_many_epochs_are_kept(tmp_path):
-    net = nn.Dense(1, in_units=1, use_bias=False)
-    net.initialize()
-    checkpoints = Checkpoints(tmp_path, save_period=2)
-    for epoch, accuracy in enumerate([0.1, 0.7, 0.3, 0.7, 0.2], start=1):
-        net.weight.set_data(mx.nd.full((1, 1), epoch))
-        checkpoints.save(net, epoch, accuracy)
-    kept = {file.name: mx.nd.load(str(file))["weight"].asscalar() for file in tmp_path.iterdir()}
-    assert kept == {"last.params": 5, "best.params": 2, "epoch-0002.params": 2, "epoch-0004.params": 4}
-    assert (checkpoints.best_accuracy, checkpoints.best_epoch) == (0.7, 2)
+ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "rows": np.ones((1, 4), np.float16)}
 
 
-def test_a_period_of_zero_keeps_no_numbered_files(tmp_path):
-    net = nn.Dense(1, in_units=1)
-    net.initialize()
-    Checkpoints(tmp_path, save_period=0).save(net, 50, 0.5)
-    assert {file.name for file in tmp_path.iterdir()} == {"last.params", "best.params"}
+def save_some(folder, count):
+    """Save ``count`` checkpoints that say which they are."""
+    checkpoints, before = Checkpoints(folder), None
+    for number in range(1, count + 1):
+        before = checkpoints.save({**ARRAYS, "weight": ARRAYS["weight"] * number}, {"number": number}, before)
+    return checkpoints
+
+
+def test_a_checkpoint_comes_back_to_the_bit(tmp_path):
+    arrays = {"odd": np.array([np.pi, -0.0, 1e-45], np.float32), "scalar": np.array(0.1, np.float32)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(arrays, {"share": 0.1 + 0.2, "steps": [1, None]}, None)
+    checkpoint, damaged = checkpoints.newest_whole()
+    assert (checkpoint.facts, damaged) == ({"share": 0.1 + 0.2, "steps": [1, None]}, [])
+    read = checkpoint.arrays()
+    assert {name: (a.tobytes(), a.shape) for name, a in read.items()} == {
+        name: (a.tobytes(), a.shape) for name, a in arrays.items()
+    }
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    assert save_some(tmp_path, 4).newest_whole()[0].facts == {"number": 4}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000003", "checkpoint-000004"]
+
+
+def damage(path, how):
+    arrays, manifest = path / "arrays.bin", path / "manifest.json"
+    if how == "flipped byte":
+        content = bytearray(arrays.read_bytes())
+        content[7] ^= 1
+        arrays.write_bytes(content)
+    elif how == "truncated arrays":
+        arrays.write_bytes(arrays.read_bytes()[:-1])
+    elif how == "no arrays":
+        arrays.unlink()
+    elif how == "truncated manifest":
+        manifest.write_bytes(manifest.read_bytes()[:-9])
+    elif how == "changed manifest":
+        manifest.write_text(manifest.read_text().replace('"number": 3', '"number": 4'))
+    else:
+        manifest.unlink()
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["flipped byte", "truncated arrays", "no arrays", "truncated manifest", "changed manifest", "no manifest"],
+)
+def test_a_damaged_one_is_named_and_the_one_before_it_is_used(tmp_path, how):
+    checkpoints = save_some(tmp_path, 3)
+    damage(tmp_path / "checkpoint-000003", how)
+    checkpoint, (line,) = checkpoints.newest_whole()
+    assert checkpoint.facts == {"number": 2}
+    assert "checkpoint-000003 is damaged" in line and "\n" not in line
+    saved = checkpoints.save(ARRAYS, {"number": 5}, checkpoint.path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000002", saved.name]
+
+
+def test_where_none_is_whole_all_are_named(tmp_path):
+    checkpoints = save_some(tmp_path, 2)
+    for path in checkpoints.paths():
+        damage(path, "flipped byte")
+    with pytest.raises(UserError, match=r"checkpoint-000002 is damaged.*checkpoint-000001 is damaged"):
+        checkpoints.newest_whole()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    checkpoints = save_some(tmp_path, 2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    class Unwritable(dict):
+        def values(self):
+            yield from super().values()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        checkpoints.save(Unwritable(ARRAYS), {}, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_process_left_is_tidied_away(tmp_path):
+    checkpoints = save_some(tmp_path, 1)
+    for name in ("checkpoint-000002.new", "checkpoint-000000.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "arrays.bin").write_text("a part")
+    (tmp_path / "last.params.new").write_text("a part")
+    (tmp_path / "last.params").write_text("whole")
+    checkpoints.tidy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000001", "last.params"]
+
+
+def test_objects_are_no_arrays(tmp_path):
+    path = save_some(tmp_path, 1).paths()[0]
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["arrays"][0][1] = "object"
+    manifest["sha256"] = _own_digest(manifest)  # by someone who knows how
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="object"):
+        Checkpoint(path)

@@ -12,8 +12,10 @@ from mxnet.gluon import nn
 from data.loader import ShardedLoader
 from data.mixing import Mixing
 from training.arguments import parse_arguments, training_parser
-from training.board import Progress
+from training.board import Board, Progress
 from training.loop import average_statistics, fit, make_trainer, place, train_step, validate
+from training.runs import new_run
+from training.state import TrainingState
 
 
 def small_net():
@@ -81,6 +83,35 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
     np.testing.assert_allclose(losses.asnumpy(), np.log(2) * np.ones(2), rtol=1e-5)
     # the gradient by the logits is softmax - target = (-1/2, 1/2), and the mean image is 2
     np.testing.assert_allclose(net.weight.data().asnumpy(), [[1.0], [-1.0]], rtol=1e-5)
+
+
+def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
+    contexts = [mx.cpu(0), mx.cpu(1)]
+    net = place(small_net(), contexts, "float32", mx.init.Xavier())
+    trainer = make_trainer(net, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
+    state = TrainingState(net, trainer)
+    images, targets = examples(4)
+    good = [(images.as_in_context(context), targets.as_in_context(context)) for context in contexts]
+    train_step(net, trainer, good)
+    before = state.gather()
+    of_nan = [good[0], (good[1][0] * np.nan, good[1][1])]  # ReLU makes zeros of them: the loss is finite
+    with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
+        train_step(net, trainer, of_nan)
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        train_step(net, trainer, [good[0], (good[1][0], good[1][1] * np.nan)])
+    after = state.gather()
+    assert all((after[name] == before[name]).all() for name in before)
+    train_step(net, trainer, good)
+    assert any((state.gather()[name] != before[name]).any() for name in before)
+
+
+def test_histograms_leave_out_what_has_none(tmp_path):
+    net = nn.Dense(1, in_units=2)
+    net.initialize(mx.init.Constant(np.inf))
+    board = Board(new_run(tmp_path, "run", "stem"), 1)
+    board.histograms(net, 1)
+    (events,) = (tmp_path / "board" / "run").iterdir()
+    assert b"parameters/bias" in events.read_bytes() and b"parameters/weight" not in events.read_bytes()
 
 
 @pytest.mark.parametrize("optimizer", ["nag", "sgd"])

@@ -78,6 +78,27 @@ def test_files_that_are_no_records_are_named(tmp_path, damage):
     assert "\n" not in str(raised.value)
 
 
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(tmp_path):
+    write_records(tmp_path / "a.rec", some_images())
+    records = Records(tmp_path / "a.rec")
+    with open(tmp_path / "a.rec", "r+b") as file:
+        file.truncate(60)
+    assert records.labels(np.arange(1)).tolist() == [0]
+    for read in (records.labels, records.encoded):
+        with pytest.raises(UserError, match=r"a\.rec ends inside the record"):
+            read(np.arange(5))
+
+
+def test_a_label_beyond_the_end_is_damage(tmp_path):
+    write_records(tmp_path / "a.rec", some_images())
+    content = bytearray((tmp_path / "a.rec").read_bytes())
+    last = int((tmp_path / "a.idx").read_text().split()[-1])
+    content[last + 8] = 1  # extra labels, of which there is no room for any
+    (tmp_path / "a.rec").write_bytes(content[: last + 32])
+    with pytest.raises(UserError, match="ends inside"):
+        Records(tmp_path / "a.rec").labels(np.array([4]))
+
+
 class Splits(dict):
     """Splits that count how often they are asked for."""
 

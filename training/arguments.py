@@ -4,8 +4,32 @@ import argparse
 import math
 import re
 import secrets
+import sys
+from pathlib import Path
 
-__all__ = ["parse_arguments", "training_parser"]
+__all__ = ["NOT_SETTINGS", "parse_arguments", "training_parser"]
+
+# A checkpoint holds all flags but these, which say where the run is and not how it trains.
+NOT_SETTINGS = {"resume", "run_name", "log_dir"}
+
+# A resumed run may have another value of these, and of no other.
+MAY_CHANGE = (
+    "epochs",
+    "mix_up_off_epochs",
+    "workers",
+    "num_gpus",
+    "log_interval",
+    "save_period",
+    "checkpoint_minutes",
+    "nan_action",
+    "data_dir",
+    "log_dir",
+)
+
+DEFAULT_LOG_DIR = "./log"
+
+EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space);
+3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,7 +50,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def training_parser(description, *, datasets, **defaults):
     """A parser with the shared flags, grouped; ``defaults`` are a script's own values by flag name."""
-    parser = OneLineParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = OneLineParser(
+        description=description, epilog=EXIT_STATUSES, formatter_class=HelpFormatter, allow_abbrev=False
+    )
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="what to train on")
@@ -71,6 +97,12 @@ def training_parser(description, *, datasets, **defaults):
         default=0,
         help="epochs, parts of one too, in which the rate first rises from a hundredth of --lr",
     )
+    group.add_argument(
+        "--nan-action",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what to do about a loss that is not finite: stop, or leave its step out (ten in a row stop as well)",
+    )
     group.add_argument("--seed", type=non_negative_int, help="repeat a run; drawn and logged where not given")
 
     group = parser.add_argument_group("mixing")
@@ -86,7 +118,7 @@ def training_parser(description, *, datasets, **defaults):
     group.add_argument("--epsilon", type=fraction, default=0.0, help="label smoothing: the share of all other classes")
 
     group = parser.add_argument_group("logs and saved parameters")
-    group.add_argument("--log-dir", default="./log", help="folder of board/, text/ and params/")
+    group.add_argument("--log-dir", default=DEFAULT_LOG_DIR, help="folder of board/, text/ and params/")
     group.add_argument("--run-name", type=file_name, help="name of the run (default: DATASET_attentionLAYERS_TIME)")
     group.add_argument(
         "--log-interval", type=positive_int, default=50, help="steps between lines where there is no progress bar"
@@ -95,22 +127,91 @@ def training_parser(description, *, datasets, **defaults):
         "--save-period", type=non_negative_int, default=50, help="epochs between numbered parameter files; 0 is none"
     )
 
+    group.add_argument(
+        "--checkpoint-minutes",
+        type=non_negative_float,
+        default=10,
+        help="minutes between checkpoints within an epoch, each end of which is one too; 0 is after every step",
+    )
+    may_change = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
+    group.add_argument(
+        "--resume",
+        metavar="RUN|PATH|auto",
+        help="go on with a run: by its name, by its folder LOG_DIR/params/RUN or a checkpoint in that, or with the "
+        "newest of the same settings, if any. Flags that are not given are the run's own; these may change: "
+        + may_change,
+    )
+
     parser.set_defaults(**defaults)
     return parser
 
 
 def parse_arguments(parser, argv=None):
-    """Parse the command line and check the flags against each other; a contradiction exits with status 2."""
-    args = parser.parse_args(argv)
-    if args.mix_up_off_epochs is None:
-        args.mix_up_off_epochs = args.epochs // 10
+    """Parse the command line and check the flags against each other; a contradiction exits with status 2.
+
+    Returns a namespace of all flags and, besides, ``settings``: those a checkpoint holds, as they were given; and
+    ``resumed``: the `training.resume.Resumed` that --resume names, or None.
+
+    Raises UserError where --resume names no run to go on with.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, resumed = parser.parse_args(argv), None
+    if args.resume is not None:
+        args, resumed = _merge(parser, argv, args)
     if args.seed is None:
         args.seed = secrets.randbelow(2**31)
+    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    if args.mix_up_off_epochs is None:
+        args.mix_up_off_epochs = args.epochs // 10
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
+    args.settings, args.resumed = settings, resumed
     return args
+
+
+def _merge(parser, argv, args):
+    """(The flags of a run to go on with and of the command line, the `Resumed` run).
+
+    They are the command line's own, and None, where --resume auto finds no run.
+    """
+    from training.resume import find_newest, open_run, saved_flags  # which import numpy
+
+    if args.run_name is not None:
+        parser.error("--run-name is for new runs: --resume keeps the run's own")
+    given = _given(parser, argv)
+    if args.resume == "auto":
+        fixed = {name for name in vars(args) if name not in (*MAY_CHANGE, *NOT_SETTINGS)}
+        if "seed" not in given:
+            fixed.remove("seed")
+
+        def fits(checkpoint):
+            saved = parser.parse_args(saved_flags(parser, checkpoint))
+            return all(getattr(saved, name) == getattr(args, name) for name in fixed)
+
+        args.resume = find_newest(args.log_dir, fits)
+        if args.resume is None:
+            print(f"no run in {args.log_dir} has these settings: this is a new one", flush=True)
+            return args, None
+    resumed = open_run(args.resume, args.log_dir)
+    flags = saved_flags(parser, resumed.checkpoint)
+    saved, merged = parser.parse_args(flags), parser.parse_args(flags + argv)
+    for name, value in given.items():
+        if name not in (*MAY_CHANGE, *NOT_SETTINGS) and value != getattr(saved, name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} contradicts {resumed.checkpoint.path}: {value} here, {getattr(saved, name)} there")
+    merged.log_dir = str(resumed.files.log_dir)
+    if "log_dir" in given and Path(given["log_dir"]).resolve() != resumed.files.log_dir.resolve():
+        parser.error(f"--log-dir {given['log_dir']} contradicts --resume {args.resume}")
+    return merged, resumed
+
+
+def _given(parser, argv):
+    """The flags that a command line itself gives, {name: value}."""
+    unset = object()
+    everything = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset)))
+    return {name: value for name, value in vars(everything).items() if value is not unset}
 
 
 def _number(text, convert, accepts, meaning):

@@ -1,90 +1,43 @@
 """What a training leaves for people to read: text log, CSV, TensorBoard events, and lines on the terminal."""
 
-import csv
-import logging
-import sys
+import socket
+import struct
 import time
-from pathlib import Path
 
 import mxnet as mx
-from mxboard import SummaryWriter
+import numpy as np
+from mxboard.proto.event_pb2 import Event
+from mxboard.record_writer import masked_crc32c
+from mxboard.summary import histogram_summary, image_summary, scalar_summary
+from mxboard.writer import SummaryToEventTransformer
 from tqdm import tqdm
 
-from training.errors import UserError
+from training.files import append, writing
 
-__all__ = ["Board", "Progress", "RunFiles"]
+__all__ = ["Board", "Progress"]
 
 HISTOGRAMS = 20  # times a training at which the parameters' distributions are written
 GRID_IMAGES = 32
 
 
-class RunFiles:
-    """Where a run writes: LOG_DIR/board/RUN/, text/RUN.log, text/RUN.csv and params/RUN/.
-
-    Parameters
-    ----------
-    log_dir : path
-    name : str, optional
-        RUN; must not exist yet.
-    stem : str
-        What a name is made from where none is given: STEM_YYYYmmddHHMM, and _2, _3 ... when it is taken.
-
-    Raises UserError for a name that is taken and a folder that cannot be written.
-    """
-
-    def __init__(self, log_dir, name, stem):
-        log_dir = Path(log_dir)
-        stamped = f"{stem}_{time.strftime('%Y%m%d%H%M')}"
-        candidates = [name] if name else [stamped, *(f"{stamped}_{i}" for i in range(2, 100))]
-        try:
-            for folder in ("board", "text", "params"):
-                (log_dir / folder).mkdir(parents=True, exist_ok=True)
-            self.name = next((name for name in candidates if self._claim(log_dir, name)), None)
-        except OSError as error:
-            raise UserError(f"cannot write under --log-dir {log_dir}: {error.strerror or error}") from None
-        if self.name is None:
-            raise UserError(f"the run {candidates[0]} exists in {log_dir}: choose another --run-name")
-        self.board = log_dir / "board" / self.name
-        self.log = log_dir / "text" / f"{self.name}.log"
-        self.csv = log_dir / "text" / f"{self.name}.csv"
-        self.params = log_dir / "params" / self.name
-
-    @staticmethod
-    def _claim(log_dir, name):
-        """Take a name, for this process alone, by making its log; False where any file of it exists."""
-        taken = (log_dir / "board" / name, log_dir / "text" / f"{name}.csv", log_dir / "params" / name)
-        if any(path.exists() for path in taken):
-            return False
-        try:
-            (log_dir / "text" / f"{name}.log").open("x").close()
-        except FileExistsError:
-            return False
-        (log_dir / "params" / name).mkdir()
-        return True
-
-
 class Board:
-    """Writes a run's `RunFiles`.
+    """Writes a run's text files and events, each at once: nothing waits in a buffer for a process that is killed.
 
     Parameters
     ----------
-    files : RunFiles
+    files : training.runs.RunFiles
     epochs : int
         Of the whole training.
     """
 
     def __init__(self, files, epochs):
         self._files, self._epochs = files, epochs
-        self._writer = SummaryWriter(logdir=str(files.board), flush_secs=30, verbose=False)
-        self._log = logging.getLogger("training")
-        self._log.setLevel(logging.INFO)
-        self._log.propagate = False
-        self._log.handlers = [logging.FileHandler(files.log), logging.StreamHandler(sys.stdout)]
-        self._log.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._events = SummaryToEventTransformer(EventFile(files))
 
     def info(self, text):
         """A line for the terminal and the text log."""
-        self._log.info(text)
+        print(text, flush=True)
+        append(self._files.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
 
     def epoch(self, row, metric_name):
         """An epoch's figures, to all places.
@@ -92,12 +45,9 @@ class Board:
         ``row`` maps the CSV's columns, in their order, to numbers; ``metric_name`` says what train_metric is.
         """
         self.info(epoch_line(row, metric_name, self._epochs))
-        new = not self._files.csv.exists()
-        with open(self._files.csv, "a", newline="") as file:
-            writer = csv.DictWriter(file, row.keys())
-            if new:
-                writer.writeheader()
-            writer.writerow({column: f"{value:.6g}" for column, value in row.items()})
+        header = "" if self._files.csv.exists() else ",".join(row) + "\r\n"
+        figures = ",".join(f"{value:.6g}" for value in row.values())
+        append(self._files.csv, f"{header}{figures}\r\n".encode())
         tags = {
             "loss/train": "train_loss",
             "loss/validation": "val_loss",
@@ -107,14 +57,15 @@ class Board:
             "images_per_second": "images_per_second",
         }
         for tag, column in tags.items():
-            self._writer.add_scalar(tag, row[column], global_step=row["epoch"])
+            self._events.add_summary(scalar_summary(tag, row[column]), row["epoch"])
 
     def images(self, images, dataset):
         """A grid of training images as the network is given them: (N, 3, H, W), normalized as the data set says."""
         shape = (1, 3, 1, 1)
         pixels = images[:GRID_IMAGES].as_in_context(mx.cpu()).astype("float32")
         pixels = pixels * mx.nd.array(dataset.std).reshape(shape) + mx.nd.array(dataset.mean).reshape(shape)
-        self._writer.add_image("training_images", (pixels / 255).clip(0, 1), global_step=0)
+        pixels = (pixels / 255).clip(0, 1)
+        self._events.add_summary(image_summary("training_images", pixels), 0)
 
     def histograms(self, net, epoch):
         """The distributions of all trainable parameters, in some of the epochs (from 1 on), the last among them."""
@@ -123,14 +74,39 @@ class Board:
             return
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
             if parameter.grad_req != "null":
-                values = parameter.data(parameter.list_ctx()[0])
-                self._writer.add_histogram(f"parameters/{name}", values, global_step=epoch, bins=100)
+                values = parameter.data(parameter.list_ctx()[0]).asnumpy()
+                if not np.isfinite(values).all():
+                    continue  # it has no range to divide; the checkpoint that is due now says what is wrong
+                self._events.add_summary(histogram_summary(f"parameters/{name}", values, bins=100), epoch)
 
-    def close(self):
-        """Flush and close every file."""
-        self._writer.close()
-        for handler in self._log.handlers:
-            handler.close()
+
+class EventFile:
+    """A new file of TensorBoard events, written by whoever adds one.
+
+    In place of mxboard's own, whose thread keeps what it could not write to itself.
+
+    Parameters
+    ----------
+    files : training.runs.RunFiles
+    """
+
+    def __init__(self, files):
+        self._folder, self._path = files.board, None
+
+    def add_event(self, event):
+        """Append an event; the first makes the file."""
+        if self._path is None:
+            second = int(time.time())  # TensorBoard reads the files in the order of their names
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+            while any(self._folder.glob(f"events.out.tfevents.{second:010d}.*")):
+                second += 1
+            self._path = self._folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}"
+            self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+        append(self._path, length + checksums[0] + data + checksums[1])
 
 
 def epoch_line(row, metric_name, epochs):
@@ -152,13 +128,15 @@ class Progress:
     description : str
     interval : int
         Steps between plain lines.
+    done : int
+        Steps that were done before.
     """
 
-    def __init__(self, steps, description, interval):
+    def __init__(self, steps, description, interval, done=0):
         self._steps, self._description, self._interval = steps, description, interval
         self._started = time.monotonic()
-        self._done = self._images = 0
-        self._bar = tqdm(total=steps, desc=description, unit="step", leave=False, disable=None)
+        self._done, self._before, self._images = done, done, 0
+        self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", leave=False, disable=None)
 
     def step(self, images, loss=None):
         """One more step done, of ``images`` images; ``loss`` is the mean since the beginning."""
@@ -172,7 +150,7 @@ class Progress:
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update()
         elif self._done % self._interval == 0:
-            left = tqdm.format_interval(seconds / self._done * (self._steps - self._done))
+            left = tqdm.format_interval(seconds / (self._done - self._before) * (self._steps - self._done))
             figures = "  ".join(f"{name} {value}" for name, value in figures.items())
             print(f"{self._description}  step {self._done}/{self._steps}  {figures}  {left} left", flush=True)
 

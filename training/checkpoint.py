@@ -1,43 +1,193 @@
-"""Parameters on disk: the last epoch's, the best one's, and every so many epochs'."""
+"""States of a training on disk: folders that are whole or absent, and found out where they are damaged.
 
-import os
+A checkpoint is a folder params/RUN/checkpoint-NUMBER/ of two files: arrays.bin, the bytes of all arrays one after the
+other, and manifest.json, which says what they are, has their checksum, one of itself, and holds all else. Reading one
+runs no code from it, whoever made it. Imports nothing heavy.
+"""
 
-__all__ = ["Checkpoints"]
+import hashlib
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+
+from training.errors import UserError
+from training.files import file_digest, sync, writing
+
+__all__ = ["Checkpoint", "Checkpoints"]
+
+FORMAT_VERSION = 1
+ARRAYS, MANIFEST = "arrays.bin", "manifest.json"
+DTYPES = ("float16", "float32")
 
 
-class Checkpoints:
-    """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params.
+class Checkpoint:
+    """One checkpoint's manifest.
 
     Parameters
     ----------
-    folder : path
-        Exists.
-    save_period : int
-        Epochs between numbered files; 0 is none.
+    path : pathlib.Path
 
     Attributes
     ----------
-    best_accuracy, best_epoch : float, int
-        Of the epoch whose parameters best.params holds.
+    facts : dict
+        What it was saved with.
+    layout : dict
+        {array's name: (dtype's name, shape)}, in the order of the file.
+
+    Raises ValueError, with the reason, for a damaged manifest. `verify` and `arrays` look at the rest.
     """
 
-    def __init__(self, folder, save_period):
-        self._folder, self._save_period = folder, save_period
-        self.best_accuracy, self.best_epoch = -1.0, None
+    def __init__(self, path):
+        self.path = path
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        if not isinstance(manifest, dict) or manifest.get("sha256") != _own_digest(manifest):
+            raise ValueError(f"{MANIFEST} does not have its checksum")
+        if manifest.get("format") != FORMAT_VERSION:
+            raise ValueError(f"{MANIFEST} is of format {manifest.get('format')}, not {FORMAT_VERSION}")
+        try:
+            self.facts = dict(manifest["facts"])
+            self._digest = str(manifest["files"][ARRAYS])
+            self.layout = {str(name): (str(dtype), tuple(shape)) for name, dtype, shape in manifest["arrays"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{MANIFEST} lacks something: {error}") from None
+        for dtype, shape in self.layout.values():
+            if dtype not in DTYPES or not all(type(size) is int and 0 < size < 2**31 for size in shape):
+                raise ValueError(f"{MANIFEST} describes no array by {dtype} {shape}")
 
-    def save(self, net, epoch, accuracy):
-        """Save what an epoch ended with. Epochs count from 1; ``accuracy`` is the validation's."""
-        self._write(net, "last.params")
-        if accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = accuracy, epoch
-            self._write(net, "best.params")
-        if self._save_period and epoch % self._save_period == 0:
-            self._write(net, f"epoch-{epoch:04d}.params")
+    def verify(self):
+        """Raise ValueError, with the reason, unless the arrays are those that were saved."""
+        expected = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in self.layout.values())
+        try:
+            if (self.path / ARRAYS).stat().st_size != expected:
+                raise ValueError(f"{ARRAYS} does not have {expected} bytes")
+            if file_digest(self.path / ARRAYS) != self._digest:
+                raise ValueError(f"{ARRAYS} does not have its checksum")
+        except OSError as error:
+            raise ValueError(f"{ARRAYS} cannot be read: {error.strerror}") from None
 
-    def _write(self, net, name):
-        """Write under a temporary name, then rename: NAME holds the old parameters or the new ones, never a part."""
-        temporary = self._folder / (name + ".new")
-        net.save_parameters(str(temporary))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self._folder / name)
+    def arrays(self):
+        """All arrays, {name: numpy array}."""
+        with open(self.path / ARRAYS, "rb") as file:
+            return {
+                name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
+                for name, (dtype, shape) in self.layout.items()
+            }
+
+
+class Checkpoints:
+    """A run's checkpoints: the newest, and the one before it.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        params/RUN/.
+    """
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def paths(self):
+        """All checkpoints' folders, newest first."""
+        numbered = [(_number(path), path) for path in self._folder.glob("checkpoint-*")]
+        return [path for number, path in sorted(numbered, reverse=True) if number and not path.is_symlink()]
+
+    def newest_whole(self):
+        """(`Checkpoint`, the damaged ones that are newer, a line each).
+
+        Raises UserError where no checkpoint is whole.
+        """
+        damaged = []
+        for path in self.paths():
+            try:
+                checkpoint = Checkpoint(path)
+                checkpoint.verify()
+                return checkpoint, damaged
+            except ValueError as error:
+                damaged.append(f"{path} is damaged: {error}")
+        reason = f": {'; '.join(damaged)}" if damaged else ""
+        raise UserError(f"{self._folder} holds no checkpoint to go on from{reason}")
+
+    def save(self, arrays, facts, before):
+        """Write a checkpoint; when it is safe, remove all others but ``before``.
+
+        Parameters
+        ----------
+        arrays : dict
+            {name: numpy array}.
+        facts : dict
+            JSON values.
+        before : path or None
+            The checkpoint that the training went on from or saved last.
+
+        Returns its path. Raises UserError where it cannot be written; what was there then still is.
+        """
+        others = self.paths()
+        path = self._folder / f"checkpoint-{_number(others[0]) + 1 if others else 1:06d}"
+        new = path.with_name(path.name + ".new")
+        try:
+            with writing(new):
+                new.mkdir()
+                digest = _write_arrays(new / ARRAYS, arrays)
+                manifest = {
+                    "format": FORMAT_VERSION,
+                    "facts": facts,
+                    "arrays": [(name, array.dtype.name, array.shape) for name, array in arrays.items()],
+                    "files": {ARRAYS: digest},
+                }
+                manifest["sha256"] = _own_digest(manifest)
+                (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+                for written in (new / ARRAYS, new / MANIFEST, new):
+                    sync(written)
+                new.rename(path)
+                sync(self._folder)
+        except UserError:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        for other in others:
+            if other != before:
+                _remove(other)
+        return path
+
+    def tidy(self):
+        """Remove what a process that was killed while it wrote to the folder has left."""
+        for pattern in ("checkpoint-*.new", "checkpoint-*.old"):
+            for path in self._folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self._folder.glob("*.params.new"):
+            path.unlink()
+
+
+def _number(path):
+    """A checkpoint's number, from 1 on; 0 for any other path."""
+    match = re.fullmatch(r"checkpoint-(\d{6,12})", path.name)
+    return int(match[1]) if match else 0
+
+
+def _remove(path):
+    """Remove a checkpoint under another name: killed half-way, this leaves no half checkpoint."""
+    with writing(path):
+        old = path.rename(path.with_name(path.name + ".old"))
+        shutil.rmtree(old)
+
+
+def _write_arrays(path, arrays):
+    """Write arrays one after the other. Returns the SHA-256 of the file."""
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for array in arrays.values():
+            data = np.ascontiguousarray(array).data.cast("B")
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
+
+
+def _own_digest(manifest):
+    """SHA-256 of a manifest without that very value."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

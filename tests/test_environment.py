@@ -1,0 +1,120 @@
+"""Full and read-only disks, vanished data: a training ends in one line, with its last checkpoint intact."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.test_resume import FLAGS, kill_at, results, snapshot, stop_at, train
+from tests.test_training import assert_refused, train_on_digits
+from training.board import Board
+from training.checkpoint import Checkpoints
+from training.errors import UserError
+from training.runs import RunFiles, new_run
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder, and a function that mounts a disk there, or mounts it anew, with such options as its size."""
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk to fill: mounting is not permitted here ({done.stderr.strip()})")
+
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield folder, mount
+    subprocess.run(["umount", "-l", folder], check=False, capture_output=True)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_with_more_room(disk, digits):
+    folder, mount = disk
+    mount("size=100m")  # room for one checkpoint of Attention-56 and no second one
+    flags = ("--epochs", 1, "--run-name", "run")
+    assert_refused(train_on_digits(folder, digits, *flags), "No space left on device", "checkpoint-000002")
+    checkpoints = Checkpoints(folder / "params" / "run")
+    assert [path.name for path in checkpoints.paths()] == ["checkpoint-000001"]
+    checkpoints.newest_whole()
+    assert {path.name for path in (folder / "params" / "run").iterdir()} == {"checkpoint-000001"}
+    mount("remount,size=300m")
+    process = train_on_digits(folder, digits, "--resume", "run")
+    assert process.returncode == 0, process.stderr
+    assert len((folder / "text" / "run.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("kilobytes", [8, 24, 40, 56, 72, 88, 104])
+def test_wherever_the_disk_is_full_the_run_can_go_on(disk, digits, kilobytes, tmp_path):
+    train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    folder, mount = disk
+    mount(f"size={kilobytes}k")
+    with pytest.raises(UserError, match="No space left on device") as raised:
+        train(folder, digits, *FLAGS, "--run-name", "run")
+    assert "\n" not in str(raised.value)
+    mount("remount,size=10m")
+    if Checkpoints(folder / "params" / "run").paths():
+        train(folder, digits, "--resume", "run")
+        assert results(folder, "run") == results(tmp_path, "run")
+
+
+def test_the_text_log_says_when_it_cannot_be_written(disk, capsys):
+    folder, mount = disk
+    mount("size=40k")
+    board = Board(new_run(folder, "run", "stem"), 1)
+    with pytest.raises(UserError, match=r"run\.log: No space left on device"):
+        for _ in range(1000):
+            board.info("x" * 100)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_read_only_log_folder_is_named(disk, digits):
+    folder, mount = disk
+    mount("size=10m")
+    with pytest.raises(SystemExit):
+        train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((1, 1)))
+    before = snapshot(folder)
+    mount("remount,ro,size=10m")
+    for flags in (("--resume", "run"), ("--run-name", "other", *FLAGS)):
+        with pytest.raises(UserError, match="Read-only file system"):
+            train(folder, digits, *flags)
+    assert snapshot(folder) == before
+    mount("remount,rw,size=10m")
+    train(folder, digits, "--resume", "run")
+
+
+def test_data_that_vanish_under_a_training_end_it_in_one_line(tmp_path, digits):
+    shutil.copytree(digits.records["train"].parent, tmp_path / "records")
+    records = {split: tmp_path / "records" / path.name for split, path in digits.records.items()}
+
+    def cut_short(epoch, step):
+        if (epoch, step) == (1, 1):
+            with open(records["train"], "r+b") as file:
+                file.truncate(50)
+
+    with pytest.raises(UserError, match=r"train\.rec ends inside the record") as raised:
+        train(tmp_path, digits._replace(records=records), *FLAGS, "--run-name", "run", interrupt=cut_short)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=r"cannot read the records|do not fit together"):
+        records["train"].unlink()
+        train(tmp_path, digits._replace(records=records), "--resume", "run")
+    train(tmp_path, digits, *FLAGS, "--run-name", "straight")
+    train(tmp_path, digits, "--resume", "run")
+    assert results(tmp_path, "run") == results(tmp_path, "straight")
+
+
+def test_files_of_a_run_that_somebody_cut_short_are_named(tmp_path, digits, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((2, 1)))
+    with RunFiles(tmp_path, "run") as files:
+        files.csv.write_text("")
+        for path in files.event_files():
+            path.unlink()
+    train(tmp_path, digits, "--resume", "run")
+    assert "lines of run.csv are missing" in capsys.readouterr().out
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_no_run_to_resume(tmp_path, digits):
+    new_run(tmp_path, "run", "stem")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        train(tmp_path, digits, "--resume", "run", interrupt=kill_at(0, 0))

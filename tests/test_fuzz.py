@@ -1,0 +1,234 @@
+"""Damaged input of every kind the project reads ends in one clean line or in a correct result, and writes nowhere else.
+
+Each test looks at as many damaged inputs as its `settings` say: over 500 in all, the same ones every time.
+"""
+
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data.cifar import cifar_archives, read_rows
+from data.records import Records, ensure_records, write_records
+from scripts.plot_curves import plot_curves
+from tests.test_checkpoint import save_some
+from tests.test_records import Splits, some_images
+from tests.test_resume import FLAGS, snapshot, stop_at, train
+from training.arguments import parse_arguments, training_parser
+from training.checkpoint import Checkpoint, Checkpoints
+from training.errors import UserError
+
+
+def fuzzed(examples):
+    """As many examples as said, the same in every run."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+places = st.floats(0, 1, exclude_max=True)
+damages = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), places, st.integers(1, 255)),
+        st.tuples(st.just("cut"), places, st.just(0)),
+        st.tuples(st.just("drop"), places, st.integers(1, 40)),
+        st.tuples(st.just("insert"), places, st.binary(min_size=1, max_size=12)),
+        st.tuples(st.just("number"), places, st.sampled_from([0, 1, 2**29 - 1, 2**31, 2**32 - 1])),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def damaged(content, damage):
+    """``content``, bytes, with every one of the ``damages`` done to it."""
+    content = bytearray(content)
+    for kind, place, value in damage:
+        position = int(place * len(content))
+        if kind == "flip" and content:
+            content[position] ^= value
+        elif kind == "cut":
+            del content[position:]
+        elif kind == "drop":
+            del content[position : position + value]
+        elif kind == "insert":
+            content[position:position] = value
+        elif kind == "number" and content:
+            content[position // 4 * 4 : position // 4 * 4 + 4] = value.to_bytes(4, "little")
+    return bytes(content)
+
+
+@contextlib.contextmanager
+def one_line_at_most():
+    """What is raised inside is a `UserError` of one line, or nothing."""
+    try:
+        yield
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
+
+
+@fuzzed(150)
+@given(damage=damages)
+def test_binary_files(tmp_path, damage):
+    draw = np.random.default_rng(0)
+    rows = draw.integers(0, 256, (3, 3073), dtype=np.uint8)
+    rows[:, 0] = [0, 5, 9]
+    (tmp_path / "rows.bin").write_bytes(damaged(rows.tobytes(), damage))
+    with one_line_at_most():
+        images, labels = read_rows(tmp_path / "rows.bin", cifar_archives["cifar10"])
+        assert images.shape == (len(labels), 32, 32, 3) and labels.max() < 10
+
+
+@fuzzed(200)
+@given(damage=damages, which=st.sampled_from(["a.rec", "a.idx"]))
+def test_record_files(tmp_path, damage, which):
+    if not (tmp_path / "good").exists():
+        (tmp_path / "good").mkdir()
+        write_records(tmp_path / "good" / "a.rec", some_images())
+    for name in ("a.rec", "a.idx"):
+        content = (tmp_path / "good" / name).read_bytes()
+        (tmp_path / name).write_bytes(damaged(content, damage) if name == which else content)
+    with one_line_at_most():
+        records = Records(tmp_path / "a.rec")
+        positions = np.arange(len(records))
+        assert records.labels(positions).shape == (len(records),)
+        assert all(image.dtype == np.uint8 for image in records.encoded(positions))
+
+
+@fuzzed(30)
+@given(damage=damages, which=st.sampled_from(["train.rec", "test.idx", "manifest.json"]))
+def test_record_folders_are_written_anew(tmp_path, damage, which):
+    paths = ensure_records(tmp_path / "set", {"version": 1}, Splits())
+    whole = paths["train"].read_bytes()
+    path = tmp_path / "set" / which
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    ensure_records(tmp_path / "set", {"version": 1}, Splits())
+    assert paths["train"].read_bytes() == whole
+
+
+@fuzzed(20)
+@given(damage=damages)
+def test_images_that_are_read_in_a_training(tmp_path, digits, damage):
+    from data.loader import Loader
+
+    for name in ("train.rec", "train.idx"):
+        shutil.copy(digits.records["train"].with_name(name), tmp_path / name)
+    path = tmp_path / "train.rec"
+    start, content = 4000, path.read_bytes()
+    path.write_bytes(content[:start] + damaged(content[start : start + 4000], damage) + content[start + 4000 :])
+    import mxnet as mx
+
+    dataset = digits._replace(records={"train": path})
+    with one_line_at_most():
+        batches = list(Loader(dataset, "train", 4, mx.cpu(), seed=1, training=False, limit=24).epoch(0))
+        assert all(batch.images.shape == (4, 3, 32, 32) for batch in batches)
+
+
+@fuzzed(150)
+@given(damage=damages, which=st.sampled_from(["arrays.bin", "manifest.json"]))
+def test_checkpoints(tmp_path, damage, which):
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    newest = save_some(folder, 2).paths()[0]
+    whole = (newest / which).read_bytes()
+    (newest / which).write_bytes(damaged(whole, damage))
+    before = snapshot(tmp_path)
+    checkpoint, lines = Checkpoints(folder).newest_whole()
+    harmless = checkpoint.path == newest  # such as white space at the manifest's end
+    assert checkpoint.facts == {"number": 2 if harmless else 1} and len(lines) == (0 if harmless else 1)
+    assert checkpoint.arrays()["weight"].tolist() == [[number * checkpoint.facts["number"] for number in row]
+                                                      for row in ([0, 1, 2], [3, 4, 5])]  # fmt: skip
+    assert snapshot(tmp_path) == before
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, digits):
+    """The newest checkpoint of a run that was stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(SystemExit):
+        train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 2)))
+    return Checkpoints(folder / "params" / "run").newest_whole()[0]
+
+
+FACTS = ["settings", "data", "position", "updates", "sizes", ("settings", "epochs"), ("settings", "lr_steps"),
+         ("settings", "data_dir"), ("position", "step"), ("position", "totals"), ("position", "best_epoch"),
+         ("sizes", "run.csv"), ("settings", "help"), ("settings", "log_dir"), ("position", "steps")]  # fmt: skip
+
+
+@fuzzed(100)
+@given(fact=st.sampled_from(FACTS), value=json_values)
+def test_checkpoints_that_a_stranger_made(tmp_path, stopped, capsys, fact, value):
+    """The checksums are right here, and the contents are not."""
+    facts = json.loads(json.dumps(stopped.facts))
+    if isinstance(fact, tuple):
+        facts[fact[0]][fact[1]] = value
+    else:
+        facts[fact] = value
+    copy = tmp_path / "log"
+    shutil.rmtree(copy, ignore_errors=True)
+    (copy / "params" / "run").mkdir(parents=True)
+    Checkpoints(copy / "params" / "run").save(stopped.arrays(), facts, None)
+    before = snapshot(tmp_path)
+    parser = training_parser("test", datasets=["digits"], batch_size=8)
+    with one_line_at_most():
+        try:
+            resumed = parse_arguments(parser, ["--log-dir", str(copy), "--resume", "run"]).resumed
+        except SystemExit as ending:
+            assert ending.code == 2 and capsys.readouterr().err.count("\n") == 1
+        else:
+            position = resumed.position(5)
+            assert 0 <= position.step <= 5
+    assert snapshot(tmp_path) == before
+
+
+@fuzzed(60)
+@given(damage=damages)
+def test_csv_files(tmp_path, damage):
+    header = "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds\r\n"
+    rows = "".join(f"{i},2.1,0.2,2.2,0.25,0.1,900.5,3.25\r\n" for i in range(1, 4))
+    (tmp_path / "run.csv").write_bytes(damaged((header + rows).encode(), damage))
+    before = {path for path in tmp_path.rglob("*") if path.suffix != ".png"}
+    with one_line_at_most():
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in plot_curves(tmp_path / "run.csv", tmp_path))
+    assert {path for path in tmp_path.rglob("*") if path.suffix != ".png"} == before
+
+
+flags = st.sampled_from(sorted(training_parser("test", datasets=["digits"])._option_string_actions))
+words = flags | st.text(max_size=8) | st.sampled_from(["0", "-1", "1e400", "nan", "64", "80,120", "auto", "../..", "="])
+
+
+@fuzzed(250)
+@given(command=st.lists(words, max_size=5))
+def test_flags(tmp_path, capsys, command):
+    parser = training_parser("test", datasets=["digits"], log_dir=str(tmp_path))
+    with one_line_at_most():
+        try:
+            args = parse_arguments(parser, command)
+            assert args.epochs > 0 and args.batch_size > 0 and args.seed >= 0
+        except SystemExit as ending:
+            said = capsys.readouterr()
+            assert (ending.code, said.err.count("\n")) == (2, 1) or (ending.code, said.err) == (0, "")  # --help
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_manifest_of_many_levels_is_damage(tmp_path):
+    path = save_some(tmp_path, 1).paths()[0]
+    (path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError):
+        Checkpoint(path)

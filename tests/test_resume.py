@@ -1,0 +1,376 @@
+"""A stopped training goes on as if it had never stopped, to the bit, or says in one line why it does not."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet.gluon import nn
+
+from data.loader import ShardedLoader
+from data.mixing import Mixing
+from scripts.torture import figures
+from training.arguments import parse_arguments, training_parser
+from training.checkpoint import Checkpoint, Checkpoints
+from training.errors import Diverged, UserError
+from training.loop import fit
+from training.position import Position
+
+FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
+STEPS = 5  # an epoch on one device
+
+
+def small_net(classes):
+    """A residual unit, dropout and a classifier, uninitialized."""
+    from model.units import PreActivationBottleneck
+
+    net = nn.HybridSequential()
+    net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dropout(0.5), nn.Dense(classes, in_units=8))
+    return net
+
+
+def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=40):
+    """Train the small network; ``interrupt`` is called with (epoch, step) before every batch is mixed."""
+    gc.collect()  # a refused run is let go of with the traceback that held it
+    parser = training_parser("test", datasets=["digits"], batch_size=8)
+    args = parse_arguments(parser, [str(flag) for flag in ("--log-dir", folder, *flags)])
+    contexts = [mx.cpu(device) for device in range(devices)]
+    options = {"seed": args.seed, "limit": limit}
+    share = share or args.batch_size // devices  # images for each device
+    train_loader = ShardedLoader(digits, "train", share, contexts, training=True, **options)
+    validation = ShardedLoader(digits, "test", 8, contexts, training=False, **options)
+    mixing = Mixing(10, alpha=args.alpha, mixup_epochs=args.epochs - args.mix_up_off_epochs, epsilon=0.1, seed=1)
+
+    class Interrupted:
+        metric_name = staticmethod(mixing.metric_name)
+
+        def __call__(self, batch):
+            if interrupt is not None:
+                interrupt(*batch.place[:2])
+            return mixing(batch)
+
+    fit(lambda: small_net(10), train_loader, validation, Interrupted(), contexts, args, "digits")
+
+
+def stop_at(*places, number=signal.SIGTERM):
+    """An interrupt that sends a signal at a place, each once."""
+    left = list(places)
+
+    def interrupt(epoch, step):
+        if (epoch, step) in left:
+            left.remove((epoch, step))
+            os.kill(os.getpid(), number)
+
+    return interrupt
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing in the code catches it."""
+
+
+def kill_at(*place):
+    def interrupt(*here):
+        if here == place:
+            raise Killed
+
+    return interrupt
+
+
+def results(folder, run):
+    """What must not depend on where a run was stopped: parameters, and all of the CSV but its timings."""
+    parameters = {}
+    for name in ("last", "best"):
+        loaded = mx.nd.load(str(folder / "params" / run / f"{name}.params"))
+        parameters[name] = {key: value.asnumpy().tobytes() for key, value in loaded.items()}
+    rows = (folder / "text" / f"{run}.csv").read_text().splitlines()
+    return parameters, [row.split(",")[:6] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, digits):
+    """The results of trainings that were not disturbed, {number of devices: results}."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    for devices in (1, 2):
+        train(folder, digits, *FLAGS, "--run-name", f"run{devices}", devices=devices)
+    return {devices: results(folder, f"run{devices}") for devices in (1, 2)}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("place", [(0, 0), (0, 3), (1, 4), (2, 0)])
+def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, digits, undisturbed, devices, place):
+    with pytest.raises(SystemExit) as raised:
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", devices=devices, interrupt=stop_at(place))
+    assert raised.value.code == 143
+    train(tmp_path, digits, "--resume", "run", devices=devices)
+    assert results(tmp_path, "run") == undisturbed[devices]
+
+
+def test_a_run_stopped_in_its_validation_does_not_train_again(tmp_path, digits, undisturbed, monkeypatch):
+    from training import loop
+
+    def validate(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return whole(*arguments)
+
+    whole = loop.validate
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as raised:
+        patch.setattr(loop, "validate", validate)
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", devices=2)
+    assert raised.value.code == 130
+    assert f"stopped at epoch 1/3, step {STEPS}/{STEPS}; go on with: " in (tmp_path / "text" / "run.log").read_text()
+    with pytest.raises(Killed):  # the next thing it trains on is the second epoch
+        train(tmp_path, digits, "--resume", "run", devices=2, interrupt=kill_at(1, 0))
+    train(tmp_path, digits, "--resume", "run", devices=2)
+    assert results(tmp_path, "run") == undisturbed[2]
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, digits, undisturbed, minutes):
+    flags = (*FLAGS, "--checkpoint-minutes", minutes)
+    with pytest.raises(Killed):
+        train(tmp_path, digits, *flags, "--run-name", "run", interrupt=kill_at(1, 2))
+    with pytest.raises(Killed):
+        train(tmp_path, digits, "--resume", "run", interrupt=kill_at(2, 1))
+    train(tmp_path, digits, "--resume", "auto", *flags)
+    assert results(tmp_path, "run") == undisturbed[1]
+    log = (tmp_path / "text" / "run.log").read_text()
+    assert [log.count(f"epoch {number}/3  train loss") for number in (1, 2, 3)] == [1, 1, 1]
+    resumed = "epoch 2/3, step 2/5" if minutes == 0 else "epoch 2/3, step 0/5"
+    assert f"resumed at {resumed}" in log
+
+
+def test_a_kill_between_the_rows_and_the_checkpoint_doubles_none(tmp_path, digits, undisturbed, monkeypatch):
+    def killed(position, accuracy):
+        if position.epoch == 1:
+            raise Killed
+        whole(position, accuracy)
+
+    whole = Position.finish_epoch
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Position, "finish_epoch", killed)
+        train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    train(tmp_path, digits, "--resume", "run")
+    assert results(tmp_path, "run") == undisturbed[1]
+    log = (tmp_path / "text" / "run.log").read_text()
+    assert [log.count(f"epoch {number}/3  train loss") for number in (1, 2, 3)] == [1, 1, 1]
+    events = sorted((tmp_path / "board" / "run").iterdir())
+    written = [(step, tag) for path in events for step, tag, _ in figures(path)]
+    assert len(written) == len(set(written))
+    assert [step for step, tag in written if tag == "loss/train"] == [1, 2, 3]
+
+
+def test_a_kill_between_the_checkpoint_and_the_parameters_files_loses_none(tmp_path, digits, undisturbed, monkeypatch):
+    from training.exports import Exports
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Exports, "save", killed)
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", "--epochs", 1, "--mix-up-off-epochs", 0)
+    assert not (tmp_path / "params" / "run" / "best.params").exists()
+    train(tmp_path, digits, "--resume", "run")
+    assert (tmp_path / "params" / "run" / "best.params").exists()
+    assert "Finished:" in (tmp_path / "text" / "run.log").read_text()
+
+
+def test_more_epochs_move_what_follows_from_their_number(tmp_path, digits):
+    flags = [flag for flag in FLAGS if flag != "cosine"]
+    flags[flags.index("--lr-mode")] = "--lr-steps=2"
+    train(tmp_path, digits, *flags, "--run-name", "straight", "--epochs", 2)
+    train(tmp_path, digits, *flags, "--run-name", "run", "--epochs", 1)
+    train(tmp_path, digits, "--resume", "run", "--epochs", 2)
+    assert results(tmp_path, "run") == results(tmp_path, "straight")
+
+
+def snapshot(folder):
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_says_so_again_and_writes_nothing(tmp_path, digits, capsys):
+    train(tmp_path, digits, *FLAGS, "--epochs", 1, "--run-name", "run")
+    said = capsys.readouterr().out.splitlines()[-1]
+    before = snapshot(tmp_path)
+    train(tmp_path, digits, "--resume", "run")
+    assert capsys.readouterr().out.splitlines() == [said] and said.startswith("Finished: ")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, digits):
+    """The log folder of a run that was stopped in its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(SystemExit):
+        train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((1, 2)))
+    return folder
+
+
+def test_flags_that_are_not_given_are_the_run_s_own(tmp_path, digits):
+    own = (
+        "--momentum",
+        0,
+        "--wd",
+        0,
+        "--seed",
+        0,
+        "--save-period",
+        0,
+        "--checkpoint-minutes",
+        0,
+        "--lr-steps",
+        "1,2.5",
+    )
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *own, "--epochs", 4, "--run-name", "run", interrupt=stop_at((0, 2)))
+    parser = training_parser("test", datasets=["digits"], batch_size=4, lr=0.7)
+    args = parse_arguments(parser, ["--resume", "run", "--log-dir", str(tmp_path), "--epochs", "5", "--workers", "1"])
+    expected = {"momentum": 0, "wd": 0, "seed": 0, "save_period": 0, "checkpoint_minutes": 0, "lr_steps": [1, 2.5]}
+    expected.update(batch_size=8, lr=0.1, epochs=5, workers=1, float16=False, mix_up_off_epochs=0)
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--num-layers", 92),
+        ("--batch-size", 16),
+        ("--lr", 0.1),
+        ("--seed", 2),
+        ("--limit", 39),
+        ("--optimizer", "sgd"),
+        ("--run-name", "other"),
+    ],
+    ids=str,
+)
+def test_flags_that_contradict_the_checkpoint_are_refused_by_name(stopped, digits, flags, capsys):
+    before = snapshot(stopped)
+    with pytest.raises(SystemExit) as raised:
+        train(stopped, digits, "--resume", "run", *flags)
+    assert raised.value.code == 2
+    message = capsys.readouterr().err
+    assert flags[0] in message and message.count("\n") == 1
+    assert snapshot(stopped) == before
+
+
+def refused(folder, digits, *flags, match, **options):
+    before = snapshot(folder)
+    with pytest.raises(UserError, match=match) as raised:
+        train(folder, digits, *flags, **options)
+    assert "\n" not in str(raised.value)
+    assert snapshot(folder) == before
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused_by_name(stopped, digits, tmp_path):
+    refused(stopped, digits, "--resume", "other", match="there is no run .*other")
+    refused(stopped, digits, "--resume", f"{stopped}/text/run", match="is not LOG_DIR/params/RUN")
+    refused(stopped, digits, "--resume", "run", limit=39, match="'images': 40.*'images': 39")
+    refused(stopped, digits, "--resume", "run", "--epochs", 1, "--warmup-epochs", 0, match="--epochs 1: .* epoch 2")
+    (tmp_path / "params" / "empty").mkdir(parents=True)
+    refused(tmp_path, digits, "--resume", "empty", match="no checkpoint")
+
+
+def test_another_network_is_refused_by_the_name_of_an_array(stopped, digits, monkeypatch):
+    whole = small_net
+    monkeypatch.setitem(globals(), "small_net", lambda classes: whole(classes + 1))
+    refused(stopped, digits, "--resume", "run", match=r"weight is float32 \(10, 8\) .* \(11, 8\)")
+
+
+def test_a_run_is_written_by_one_process_at_a_time(stopped, digits):
+    from training.runs import RunFiles
+
+    with RunFiles(stopped, "run"):
+        refused(stopped, digits, "--resume", "run", match="another process")
+
+
+def test_a_path_is_a_run_or_one_of_its_checkpoints(stopped, digits, tmp_path, undisturbed):
+    for text in ("params/run", "params/run/", "params/run/{}"):
+        folder = tmp_path / text.replace("/", "_")
+        shutil.copytree(stopped, folder)
+        older = Checkpoints(folder / "params" / "run").paths()[1]
+        train(folder, digits, "--resume", folder / text.format(older.name))
+        assert results(folder, "run") == undisturbed[1]
+
+
+def test_auto_takes_the_newest_run_of_the_same_settings(stopped, digits, tmp_path, capsys):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    flags = [flag for flag in FLAGS if flag != "--seed"][:-1]  # the run's own, then
+    train(folder, digits, "--resume", "auto", *flags)
+    assert "resumed at epoch 2/3, step 3/5" in capsys.readouterr().out
+    train(folder, digits, "--resume", "auto", *flags, "--wd", 0)
+    assert f"no run in {folder} has these settings" in capsys.readouterr().out
+    assert len(list((folder / "params").iterdir())) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, digits, tmp_path, undisturbed, capsys):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    newest = Checkpoints(folder / "params" / "run").paths()[0]
+    (newest / "arrays.bin").write_bytes(b"")
+    train(folder, digits, "--resume", "run")
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert results(folder, "run") == undisturbed[1]
+
+
+def test_another_number_of_devices_goes_on_at_the_same_share_of_the_epoch(stopped, digits, tmp_path, capsys):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    train(folder, digits, "--resume", "run", devices=2, share=8)  # twice the images a step
+    assert "resumed at epoch 2/3, step 1/2 (step 3/5 of then)" in capsys.readouterr().out
+    assert len((folder / "text" / "run.csv").read_text().splitlines()) == 4
+
+
+def test_nothing_in_a_checkpoint_is_a_path_that_is_written(stopped, digits, tmp_path):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    (tmp_path / "victim").write_text("untouched")
+    (path, *_) = Checkpoints(folder / "params" / "run").paths()
+    checkpoint = Checkpoint(path)
+    sizes = {**checkpoint.facts["sizes"], "../../../victim": 0, str(tmp_path / "victim"): 0}
+    Checkpoints(folder / "params" / "run").save(checkpoint.arrays(), {**checkpoint.facts, "sizes": sizes}, path)
+    train(folder, digits, "--resume", "run")
+    assert (tmp_path / "victim").read_text() == "untouched"
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_state_before_it(tmp_path, digits):
+    said = r"epoch 1/3, step \d/5: the (loss|gradient's norm) is (nan|inf); its images .*rate"
+    with pytest.raises(Diverged, match=said) as raised:
+        train(tmp_path, digits, *FLAGS, "--lr-mode", "step", "--lr", 1e18, "--run-name", "run")
+    assert raised.value.status == 3 and "\n" not in str(raised.value)
+    checkpoint, _ = Checkpoints(tmp_path / "params" / "run").newest_whole()
+    assert str(checkpoint.path) in str(raised.value)
+    assert all(np.isfinite(array).all() for array in checkpoint.arrays().values())
+
+
+def poison(monkeypatch, *steps):
+    """Make the images of some steps of the first epoch not a number."""
+    whole = Mixing.__call__
+
+    def mix(self, batch):
+        images, *targets = whole(self, batch)
+        return (images * np.nan if batch.place[0] == 0 and batch.place[1] in steps else images, *targets)
+
+    monkeypatch.setattr(Mixing, "__call__", mix)
+
+
+def test_a_batch_with_a_bad_loss_can_be_left_out(tmp_path, digits, monkeypatch, capsys):
+    poison(monkeypatch, 1, 2)
+    flags = (*FLAGS, "--nan-action", "skip")
+    train(tmp_path, digits, *flags, "--run-name", "straight")
+    assert capsys.readouterr().out.count("left out epoch 1/3") == 2
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *flags, "--run-name", "run", interrupt=stop_at((0, 1)))
+    train(tmp_path, digits, "--resume", "run")
+    assert results(tmp_path, "run") == results(tmp_path, "straight")
+
+
+def test_too_many_bad_losses_in_a_row_stop(tmp_path, digits, monkeypatch):
+    poison(monkeypatch, *range(20))
+    with pytest.raises(Diverged, match="step 9/13"):
+        train(tmp_path, digits, *FLAGS, "--nan-action", "skip", "--run-name", "run", limit=104)
+    manifest = json.loads((Checkpoints(tmp_path / "params" / "run").paths()[0] / "manifest.json").read_text())
+    assert manifest["facts"]["updates"] == 0

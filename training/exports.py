@@ -1,0 +1,50 @@
+"""Parameters in MXNet's format, to use a network elsewhere: the last epoch's, the best one's, every so many epochs'."""
+
+import os
+import shutil
+
+from training.files import sync, writing
+
+__all__ = ["Exports"]
+
+
+class Exports:
+    """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Exists.
+    save_period : int
+        Epochs between numbered files; 0 is none.
+    """
+
+    def __init__(self, folder, save_period):
+        self._folder, self._save_period = folder, save_period
+
+    def save(self, net, epoch, best_epoch):
+        """Save what an epoch ended with, all names that are due to it. Epochs count from 1."""
+        names = ["last.params"]
+        if epoch == best_epoch:
+            names.append("best.params")
+        if self._save_period and epoch % self._save_period == 0:
+            names.append(f"epoch-{epoch:04d}.params")
+        # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
+        with open(os.memfd_create("params"), "w+b") as memory:
+            net.save_parameters(f"/proc/self/fd/{memory.fileno()}")
+            for name in names:
+                memory.seek(0)
+                self._write(memory, self._folder / name)
+
+    @staticmethod
+    def _write(memory, path):
+        """Write under another name, then rename: ``path`` holds the old parameters or the new ones, never a part."""
+        temporary = path.with_name(path.name + ".new")
+        with writing(path):
+            try:
+                with open(temporary, "wb") as file:
+                    shutil.copyfileobj(memory, file)
+                sync(temporary)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)

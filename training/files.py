@@ -1,0 +1,43 @@
+"""Writing that succeeds or says in one line why it did not."""
+
+import contextlib
+import hashlib
+import os
+
+from training.errors import UserError
+
+__all__ = ["append", "file_digest", "sync", "writing"]
+
+
+@contextlib.contextmanager
+def writing(path):
+    """What the disk refuses inside becomes a `UserError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def append(path, data):
+    """Add bytes to the end of a file."""
+    with writing(path), open(path, "ab") as file:
+        file.write(data)
+
+
+def sync(path):
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_digest(path):
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

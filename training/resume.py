@@ -1,0 +1,127 @@
+"""Which run to go on with, and with which flags. Imports nothing heavy."""
+
+import contextlib
+import io
+from pathlib import Path
+
+from training.arguments import NOT_SETTINGS
+from training.checkpoint import Checkpoint, Checkpoints
+from training.errors import UserError
+from training.position import Position
+from training.runs import RunFiles
+
+__all__ = ["Resumed", "find_newest", "open_run", "saved_flags"]
+
+
+class Resumed:
+    """A run to go on with; from here on, no other process can.
+
+    Parameters
+    ----------
+    files : training.runs.RunFiles
+    checkpoint_path : path, optional
+        The checkpoint to go on from; the newest whole one by default.
+
+    Attributes
+    ----------
+    files : training.runs.RunFiles
+    checkpoint : training.checkpoint.Checkpoint
+        Whole.
+    damaged : list of str
+        A line for each newer checkpoint that is not.
+
+    Raises UserError where there is no whole checkpoint.
+    """
+
+    def __init__(self, files, checkpoint_path=None):
+        self.files = files
+        if checkpoint_path is None:
+            self.checkpoint, self.damaged = Checkpoints(files.params).newest_whole()
+        else:
+            try:
+                self.checkpoint, self.damaged = Checkpoint(checkpoint_path), []
+                self.checkpoint.verify()
+            except ValueError as error:
+                raise UserError(f"{checkpoint_path} is damaged: {error}") from None
+        facts = self.checkpoint.facts
+        try:
+            self._position = facts["position"]
+            Position.from_json(self._position, 1)
+            self.updates = int(facts["updates"])
+            self.sizes = {str(name): max(0, int(size)) for name, size in facts["sizes"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None
+
+    def position(self, steps):
+        """The `training.position.Position`, in epochs of ``steps`` steps."""
+        return Position.from_json(self._position, steps)
+
+    def last_line(self):
+        """The line that the run finished with; None where it has not."""
+        try:
+            with open(self.files.log, "rb") as log:
+                log.seek(self.sizes.get(self.files.log.name, 0))
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return None
+        return next((line[line.index("Finished:") :] for line in lines if " Finished: " in line), None)
+
+
+def open_run(text, log_dir):
+    """The `Resumed` of a RUN under ``log_dir``, of a path LOG_DIR/params/RUN or of a checkpoint's folder in that.
+
+    Raises UserError where there is none.
+    """
+    checkpoint_path = None
+    if "/" in text:
+        path = folder = Path(text)
+        if path.name.startswith("checkpoint-"):
+            checkpoint_path, folder = path, path.parent
+        if folder.parent.name != "params":  # the run's other files are found, and written, two levels up
+            raise UserError(f"--resume {text} is not LOG_DIR/params/RUN, nor a checkpoint's folder in it")
+        log_dir, text = folder.parent.parent, folder.name
+    if not (Path(log_dir) / "params" / text).is_dir():
+        raise UserError(f"--resume: there is no run {Path(log_dir) / 'params' / text}")
+    return Resumed(RunFiles(log_dir, text), checkpoint_path)
+
+
+def find_newest(log_dir, fits):
+    """The name of the run under ``log_dir`` that saved last of those whose settings ``fits`` accepts; None for none."""
+    saved = []
+    for folder in Path(log_dir, "params").glob("*/"):
+        checkpoints = Checkpoints(folder)
+        if not checkpoints.paths():  # killed while it wrote its first one: nobody else comes to clean up
+            with contextlib.suppress(UserError), RunFiles(log_dir, folder.name):
+                checkpoints.tidy()
+        for path in checkpoints.paths():
+            with contextlib.suppress(ValueError, OSError, UserError):
+                if fits(Checkpoint(path)):
+                    saved.append((path.stat().st_mtime, folder.name))
+                break  # the ones before it are the same run's
+    return max(saved)[1] if saved else None
+
+
+def saved_flags(parser, checkpoint):
+    """The flags a checkpoint was trained with, as a command line that ``parser`` accepts.
+
+    Raises UserError where it would not.
+    """
+    settings = checkpoint.facts.get("settings")
+    try:
+        flags = [_flag(name, value) for name, value in settings.items() if value is not None and value is not False]
+        unknown = set(settings) - (set(vars(parser.parse_args([]))) - NOT_SETTINGS)
+        if unknown:
+            raise ValueError(f"it has no flag --{min(unknown).replace('_', '-')}")
+        with contextlib.redirect_stderr(io.StringIO()) as message:
+            parser.parse_args(flags)
+    except (AttributeError, TypeError, ValueError, SystemExit) as error:
+        reason = message.getvalue().strip() if isinstance(error, SystemExit) else error
+        raise UserError(f"{checkpoint.path} was not trained by this script: {reason}") from None
+    return flags
+
+
+def _flag(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"

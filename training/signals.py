@@ -1,0 +1,30 @@
+"""SIGTERM and Ctrl-C as a wish that the training grants when its step is done."""
+
+import signal
+
+__all__ = ["StopSignals"]
+
+
+class StopSignals:
+    """While entered, notes SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C ends it at once.
+
+    Attributes
+    ----------
+    number : int or None
+        The signal that came.
+    """
+
+    def __init__(self):
+        self.number = None
+
+    def _note(self, number, _):
+        self.number = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel's own ending needs nobody to look at a flag
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,87 @@
+"""The arrays a training goes on from, of its network and its optimizer."""
+
+import mxnet as mx
+import numpy as np
+
+from training.errors import Diverged, UserError
+
+__all__ = ["TrainingState"]
+
+
+class TrainingState:
+    """The arrays a training goes on from: parameters, batch normalization's statistics and the optimizer's state.
+
+    Parameters
+    ----------
+    net : Block
+        Initialized, on one device or on several.
+    trainer : gluon.Trainer
+        Its parameters', with ``update_on_kvstore=False``.
+    """
+
+    def __init__(self, net, trainer):
+        trainer.allreduce_grads()  # the first call, which gives every replica the first one's values: not after restore
+        self._trainer = trainer
+        self._shared, self._statistics = {}, {}  # name: its array on each device
+        for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
+            if parameter.grad_req == "null":
+                self._statistics[f"statistics/{name}"] = parameter.list_data()
+            else:
+                self._shared[f"parameters/{name}"] = parameter.list_data()
+                for number, arrays in enumerate(zip(*self._optimizer_arrays(parameter))):
+                    self._shared[f"optimizer/{name}/{number}"] = arrays
+
+    def _optimizer_arrays(self, parameter):
+        """A parameter's optimizer arrays, a list for each device; made as the first update would if there are none."""
+        index = self._trainer._param2idx[parameter.name]
+        for updater, value in zip(self._trainer._updaters, parameter.list_data()):
+            if index not in updater.states:
+                updater.states[index] = updater.optimizer.create_state_multi_precision(index, value)
+                updater.states_synced[index] = True
+            state = updater.states[index]
+            yield [array for array in (state if isinstance(state, tuple) else (state,)) if array is not None]
+
+    @property
+    def updates(self):
+        """Updates made so far."""
+        return self._trainer.optimizer.num_update
+
+    def gather(self):
+        """Copies of all arrays, {name: numpy array}; of statistics, which differ, one row a device.
+
+        Raises Diverged where a number is not finite: such a state must not replace one that is.
+        """
+        mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing
+        arrays = {name: values[0].asnumpy() for name, values in self._shared.items()}
+        arrays.update((name, np.stack([v.asnumpy() for v in values])) for name, values in self._statistics.items())
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise Diverged(f"{name} is not finite any more and was not saved")
+        return arrays
+
+    def restore(self, arrays, updates):
+        """Take over what `gather` gave, on these devices; other ones than then share the statistics' means."""
+        for name, values in self._shared.items():
+            for value in values:
+                value[:] = arrays[name]
+        for name, values in self._statistics.items():
+            rows = arrays[name]
+            if len(rows) != len(values):
+                rows = [rows.mean(axis=0)] * len(values)
+            for value, row in zip(values, rows):
+                value[:] = row
+        self._trainer.optimizer.begin_num_update = self._trainer.optimizer.num_update = updates
+
+    def check(self, layout):
+        """Raise UserError unless ``layout``, {name: (dtype, shape)}, is that of arrays which fit this network."""
+        own = {name: (values[0], 0) for name, values in self._shared.items()}
+        own.update((name, (values[0], 1)) for name, values in self._statistics.items())
+        for name in [*own, *layout]:
+            if name not in layout or name not in own:
+                raise UserError(f"{name} is in {'the network' if name in own else 'the checkpoint'} alone")
+            (dtype, shape), (array, rows) = layout[name], own[name]
+            if (dtype, tuple(shape[rows:])) != (np.dtype(array.dtype).name, array.shape):
+                raise UserError(
+                    f"{name} is {dtype} {tuple(shape)} in the checkpoint and "
+                    f"{np.dtype(array.dtype).name} {array.shape} in the network"
+                )
