@@ -7,5 +7,13 @@ from model.attention_net import (
     get_attention_cifar,
     get_attention_net,
 )
+from model.units import units
 
-__all__ = ["AttentionNet", "AttentionNetCifar", "attention_net_spec", "get_attention_cifar", "get_attention_net"]
+__all__ = [
+    "AttentionNet",
+    "AttentionNetCifar",
+    "attention_net_spec",
+    "get_attention_cifar",
+    "get_attention_net",
+    "units",
+]

@@ -33,8 +33,8 @@ class AttentionNet(nn.HybridBlock):
     """Residual attention network for 224x224 input (table 2 of the paper).
 
     A stem that divides the size by 4; three stages of a residual unit and attention modules, 256, 512 and 1024
-    channels; three residual units of 2048; BN, ReLU, global average pooling and a fully connected layer. Every
-    stage but the first halves height and width.
+    channels; three residual units of 2048; BN and ReLU, unless the units' output has passed them already; global
+    average pooling and a fully connected layer. Every stage but the first halves height and width.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class AttentionNet(nn.HybridBlock):
     modules : sequence of int
         Attention modules in each stage.
     unit : type
-        Residual unit class, called as ``unit(channels, in_channels, stride)``.
+        Residual unit class, one of `model.units.units`.
 
     Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 on; 224 in the paper.
     """
@@ -66,13 +66,10 @@ class AttentionNet(nn.HybridBlock):
                     self.features.add(AttentionModule(levels, channels, *ptr, unit))
                 in_channels = channels
             channels = self.channels[-1]
-            self.features.add(
-                unit(channels, in_channels, stride=2),
-                unit_sequence(2, channels, unit),
-                norm_relu(channels),
-                nn.GlobalAvgPool2D(),
-                nn.Flatten(),
-            )
+            self.features.add(unit(channels, in_channels, stride=2), unit_sequence(2, channels, unit))
+            if not unit.activated:
+                self.features.add(norm_relu(channels))
+            self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=channels)
 
     def stem(self):
