@@ -26,6 +26,7 @@ from data.folders import list_images
 from data.records import locked, replacement, write_encoded
 from training.arguments import HelpFormatter, OneLineParser, fraction, positive_int
 from training.errors import UserError, run
+from training.runtime import prepare_mxnet
 
 __all__ = ["as_jpeg", "open_imagenet", "prepare"]
 
@@ -289,6 +290,7 @@ def main():
         "--workers", "-j", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes that convert"
     )
     args = parser.parse_args()
+    prepare_mxnet()
     options = {"short_side": args.resize, "quality": args.quality, "val_share": args.val_share}
     print(prepare(args.folder, args.out, skip_broken=args.skip_broken, workers=args.workers, **options))
 

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import cv2
-import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -121,6 +120,8 @@ def write_encoded(path, samples, total=None):
 
     ``total`` is for the progress bar. Not atomic by itself: `replacement` is.
     """
+    import mxnet as mx  # late: a command of this package can call prepare_mxnet first
+
     path = Path(path)
     writer = mx.recordio.MXIndexedRecordIO(str(path.with_suffix(".idx")), str(path), "w")
     with contextlib.closing(writer):

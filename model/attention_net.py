@@ -50,6 +50,7 @@ class AttentionNet(nn.HybridBlock):
     Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 on; 224 in the paper.
     """
 
+    size_step = 32
     stem_channels = 64
     channels = (256, 512, 1024, 2048)
 
@@ -85,6 +86,11 @@ class AttentionNet(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
+    @classmethod
+    def takes(cls, size):
+        """Whether images may have a height or width of ``size``."""
+        return size % cls.size_step == 0 and size > cls.size_step
+
 
 class AttentionNetCifar(AttentionNet):
     """Residual attention network for 32x32 input: the same with half the channels and a stem that keeps the size.
@@ -93,6 +99,7 @@ class AttentionNetCifar(AttentionNet):
     from 16 on; 32 in the paper.
     """
 
+    size_step = 8
     stem_channels = 32
     channels = (128, 256, 512, 1024)
 
