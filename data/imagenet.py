@@ -80,7 +80,7 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
         "validation_crop": CentreWindow(crop_ratio),
         "colour": ColourJitter(MEAN, jitter, lighting),
     }
-    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, **views)
+    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, **views)
 
 
 def as_jpeg(content, short_side=None, quality=95):
