@@ -207,11 +207,14 @@ class ShardedLoader:
 @pipeline_def
 def image_pipeline(source, dataset, crop, colour, training, decoder):
     """DALI's part: encoded images to normalized (N, 3, size, size) float32."""
-    drawn = crop.inputs + training + (colour.inputs if colour else 0)
-    encoded, *drawn = fn.external_source(source=source, num_outputs=1 + drawn, batch=True)
+    count = 1 + crop.inputs + training + (colour.inputs if colour else 0)
+    encoded, *drawn = fn.external_source(source=source, num_outputs=count, batch=True)
     images = crop.decode(encoded, dataset.size, decoder, *drawn[: crop.inputs])
-    mirror, mean, *factors = drawn[crop.inputs :] + [0, list(dataset.mean)][len(drawn) - crop.inputs :]
+    mirror, mean = 0, list(dataset.mean)
+    if training:
+        mirror = drawn[crop.inputs]
     if colour:
+        mean, *factors = drawn[crop.inputs + 1 :]
         images = colour.change(images, *factors)
     return fn.crop_mirror_normalize(
         images, mirror=mirror, mean=mean, std=list(dataset.std), dtype=types.FLOAT, output_layout="CHW"
