@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
@@ -108,6 +108,7 @@ def as_jpeg(content, short_side=None, quality=95):
         raise ValueError("empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set this for the whole process
             image.load()
             image_format, mode, orientation = image.format, image.mode, image.getexif().get(ORIENTATION, 1)
             if mode.startswith(("I", "F")):
