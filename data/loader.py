@@ -6,12 +6,14 @@ given the choices with the bytes, and itself only decodes, cuts and normalizes, 
 
 import functools
 from collections import namedtuple
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.mxnet import feed_ndarray
 
+from data.folders import FolderImages
 from data.randomness import generator
 from data.records import Records
 from training.errors import UserError
@@ -28,15 +30,13 @@ count : int
 place : (epoch, step, shard)
 """
 
-CROP_PADDING = 4  # pixels on every side, as the paper's CIFAR recipe has it (section 4.1)
-
 
 class Loader:
     """Batches of one shard of a data set, for one device.
 
     Training: every epoch is a fresh permutation of the whole set, dealt out to the shards so that no image is in two;
-    images are cropped at random from a frame of black pixels and mirrored at random. The last images of a permutation,
-    too few for a batch on every shard, are left out of that epoch. Validation: every image once, in order; the last
+    images are cropped, mirrored and coloured at random as the data set says. The last images of a permutation, too few
+    for a batch on every shard, are left out of that epoch. Validation: every image once, in order; the last
     batch is filled up with images that do not count.
 
     Parameters
@@ -72,7 +72,10 @@ class Loader:
         self, dataset, split, batch_size, context, *, seed, training, shard=0, num_shards=1, threads=2, limit=None
     ):
         self._dataset, self._training = dataset, training
-        self._records = Records(dataset.records[split], limit)
+        self._crop = dataset.training_crop if training else dataset.validation_crop
+        self._colour = dataset.colour if training else None
+        path = Path(dataset.records[split])
+        self._records = FolderImages(path, limit) if path.is_dir() else Records(path, limit)
         self._batch_size, self._context, self._threads = batch_size, context, threads
         self._seed, self._shard, self._num_shards = seed, shard, num_shards
         self.num_images = len(self._records)
@@ -96,9 +99,13 @@ class Loader:
                 self._start(epoch, step)
             images = self._run()
             positions, count = self._positions(epoch, step)
-            labels = mx.nd.array(self._records.labels(positions), ctx=self._context)
+            labels = self._records.labels(positions)
+            if not (labels < self._dataset.classes).all():
+                raise UserError(
+                    f"{self._records.path} has a label {labels.max():g}, and there are {self._dataset.classes} classes"
+                )
             self._due = self._after(epoch, step)
-            yield Batch(images, labels, count, (epoch, step, self._shard))
+            yield Batch(images, mx.nd.array(labels, ctx=self._context), count, (epoch, step, self._shard))
 
     def _start(self, epoch, step):
         self._fed = (epoch, step)
@@ -106,6 +113,8 @@ class Loader:
         self._pipeline = image_pipeline(
             source=self._feed,
             dataset=self._dataset,
+            crop=self._crop,
+            colour=self._colour,
             training=self._training,
             decoder="mixed" if on_gpu else "cpu",
             batch_size=self._batch_size,
@@ -118,7 +127,7 @@ class Loader:
     def _run(self):
         try:
             (images,) = self._pipeline.run()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             reason = next((line for line in str(error).splitlines() if "rror" in line), str(error)).strip()
             raise UserError(f"{self._records.path} holds an image that cannot be decoded: {reason}") from None
         tensor = images.as_tensor()
@@ -133,15 +142,17 @@ class Loader:
         return self._inputs(epoch, step)
 
     def _inputs(self, epoch, step):
-        """What DALI needs for a batch: encoded images and, in training, crop corners and whether to mirror."""
+        """What DALI needs for a batch: encoded images and what was drawn for them."""
         positions, _ = self._positions(epoch, step)
         encoded = self._records.encoded(positions)
-        if not self._training:
-            return (encoded,)
         draw = generator(self._seed, "augmentation", epoch, step, self._shard)
-        corners = draw.integers(-CROP_PADDING, CROP_PADDING, (len(positions), 2), dtype=np.int32, endpoint=True)
-        mirrored = draw.integers(0, 2, len(positions), dtype=np.int32)
-        return encoded, corners, mirrored if self._dataset.mirror else np.zeros_like(mirrored)
+        inputs = [encoded, *self._crop.draw(encoded, draw)]
+        if self._training:
+            mirrored = draw.integers(0, 2, len(positions), dtype=np.int32)
+            inputs.append(mirrored if self._dataset.mirror else np.zeros_like(mirrored))
+        if self._colour:
+            inputs += self._colour.draw(encoded, draw)
+        return tuple(inputs)
 
     def _after(self, epoch, step):
         return (epoch, step + 1) if step + 1 < self.steps else (epoch + 1, 0)
@@ -196,17 +207,17 @@ class ShardedLoader:
 
 
 @pipeline_def
-def image_pipeline(source, dataset, training, decoder):
+def image_pipeline(source, dataset, crop, colour, training, decoder):
     """DALI's part: encoded images to normalized (N, 3, size, size) float32."""
-    inputs = fn.external_source(source=source, num_outputs=3 if training else 1, batch=True)
-    images = fn.decoders.image(inputs[0], device=decoder, output_type=types.RGB)
-    mirror = 0
+    count = 1 + crop.inputs + training + (colour.inputs if colour else 0)
+    encoded, *drawn = fn.external_source(source=source, num_outputs=count, batch=True)
+    images = crop.decode(encoded, dataset.size, decoder, *drawn[: crop.inputs])
+    mirror, mean = 0, list(dataset.mean)
     if training:
-        corners, mirror = inputs[1:]
-        # A window that starts outside the image is a crop of the padded one, and exists for either device.
-        images = fn.slice(
-            images, start=corners, shape=[dataset.size] * 2, axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
-        )
+        mirror = drawn[crop.inputs]
+    if colour:
+        mean, *factors = drawn[crop.inputs + 1 :]
+        images = colour.change(images, *factors)
     return fn.crop_mirror_normalize(
-        images, mirror=mirror, mean=list(dataset.mean), std=list(dataset.std), dtype=types.FLOAT, output_layout="CHW"
+        images, mirror=mirror, mean=mean, std=list(dataset.std), dtype=types.FLOAT, output_layout="CHW"
     )

@@ -14,14 +14,13 @@ import warnings
 from pathlib import Path
 
 import cv2
-import mxnet as mx
 import numpy as np
 from tqdm import tqdm
 
 from training.errors import UserError
 from training.files import file_digest
 
-__all__ = ["Records", "ensure_records", "locked", "write_records"]
+__all__ = ["Records", "ensure_records", "locked", "replacement", "write_encoded", "write_records"]
 
 FORMAT_VERSION = 1  # of what `ensure_records` writes; raising it makes older folders stale
 MANIFEST = "manifest.json"
@@ -135,19 +134,30 @@ class Records:
 
 
 def write_records(path, samples, total=None):
-    """Write (image, label) pairs as lossless PNG records to ``path`` (.rec) and its .idx file.
+    """Write (image, label) pairs as lossless PNG records; images are uint8 RGB arrays of (H, W, 3).
 
-    Images are uint8 RGB arrays of (H, W, 3), labels ints. ``total`` is for the progress bar. Not atomic by itself:
-    `ensure_records` is.
+    The rest is as with `write_encoded`.
     """
+
+    def png(image):
+        return cv2.imencode(".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+
+    write_encoded(path, ((png(image), label) for image, label in samples), total)
+
+
+def write_encoded(path, samples, total=None):
+    """Write (encoded image, label) pairs, bytes and int, to ``path`` (.rec) and its .idx file.
+
+    ``total`` is for the progress bar. Not atomic by itself: `replacement` is.
+    """
+    import mxnet as mx  # late: a command of this package can call prepare_mxnet first
+
     path = Path(path)
     writer = mx.recordio.MXIndexedRecordIO(str(path.with_suffix(".idx")), str(path), "w")
     with contextlib.closing(writer):
         bar = tqdm(samples, total=total, desc=f"writing {path.name}", unit=" images", leave=False, disable=None)
-        for position, (image, label) in enumerate(bar):
-            header = mx.recordio.IRHeader(0, label, position, 0)
-            _, png = cv2.imencode(".png", image[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            writer.write_idx(position, mx.recordio.pack(header, png.tobytes()))
+        for position, (encoded, label) in enumerate(bar):
+            writer.write_idx(position, mx.recordio.pack(mx.recordio.IRHeader(0, label, position, 0), encoded))
 
 
 def ensure_records(folder, source, splits):
@@ -187,14 +197,22 @@ def _is_current(folder, source):
 
 
 def _write_folder(folder, source, splits):
-    new = Path(tempfile.mkdtemp(prefix=folder.name + ".new-", dir=folder.parent))
-    try:
+    with replacement(folder) as new:
         for split, samples in splits.items():
             pairs, total = samples()
             write_records(new / f"{split}.rec", pairs, total)
         files = {file.name: file_digest(file) for file in sorted(new.iterdir())}
         manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def replacement(folder):
+    """A new folder that takes the place of ``folder`` when all went well, and vanishes when not."""
+    folder = Path(folder)
+    new = Path(tempfile.mkdtemp(prefix=folder.name + ".new-", dir=folder.parent))
+    try:
+        yield new
         new.chmod(0o755)  # mkdtemp's folders are private
         if folder.exists():
             shutil.rmtree(folder)

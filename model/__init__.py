@@ -1,5 +1,12 @@
 """Residual attention networks (arXiv 1704.06904) as Gluon HybridBlocks."""
 
+import sys
+
+from training.runtime import prepare_mxnet
+
+if "mxnet" not in sys.modules:
+    prepare_mxnet()  # python -m model.summary, or a user's own script, may begin with this package
+
 from model.attention_net import (
     AttentionNet,
     AttentionNetCifar,
@@ -7,5 +14,13 @@ from model.attention_net import (
     get_attention_cifar,
     get_attention_net,
 )
+from model.units import units
 
-__all__ = ["AttentionNet", "AttentionNetCifar", "attention_net_spec", "get_attention_cifar", "get_attention_net"]
+__all__ = [
+    "AttentionNet",
+    "AttentionNetCifar",
+    "attention_net_spec",
+    "get_attention_cifar",
+    "get_attention_net",
+    "units",
+]

@@ -138,7 +138,8 @@ class Hourglass(nn.HybridBlock):
 class SoftMask(nn.HybridBlock):
     """Soft mask branch: the hourglass, then BN, ReLU, 1x1 convolution, twice, and a sigmoid (figure 2).
 
-    Parameters are those of `Hourglass`. Shapes: (N, channels, H, W) -> (N, channels, H, W), values in (0, 1).
+    Where the units' output is activated already, as in AttentionNeXt, the first BN and ReLU are left out. Parameters
+    are those of `Hourglass`. Shapes: (N, channels, H, W) -> (N, channels, H, W), values in (0, 1).
     """
 
     def __init__(self, levels, channels, r, unit, **kwargs):
@@ -146,8 +147,10 @@ class SoftMask(nn.HybridBlock):
         with self.name_scope():
             self.hourglass = Hourglass(levels, channels, r, unit)
             self.head = nn.HybridSequential()
-            for _ in range(2):
-                self.head.add(NormReLU(channels), nn.Conv2D(channels, 1, use_bias=False, in_channels=channels))
+            for activated in (unit.activated, False):
+                if not activated:
+                    self.head.add(NormReLU(channels))
+                self.head.add(nn.Conv2D(channels, 1, use_bias=False, in_channels=channels))
 
     def hybrid_forward(self, F, x):
         return F.Activation(self.head(self.hourglass(x)), act_type="sigmoid")

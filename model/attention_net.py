@@ -33,8 +33,8 @@ class AttentionNet(nn.HybridBlock):
     """Residual attention network for 224x224 input (table 2 of the paper).
 
     A stem that divides the size by 4; three stages of a residual unit and attention modules, 256, 512 and 1024
-    channels; three residual units of 2048; BN, ReLU, global average pooling and a fully connected layer. Every
-    stage but the first halves height and width.
+    channels; three residual units of 2048; BN and ReLU, unless the units' output has passed them already; global
+    average pooling and a fully connected layer. Every stage but the first halves height and width.
 
     Parameters
     ----------
@@ -45,11 +45,12 @@ class AttentionNet(nn.HybridBlock):
     modules : sequence of int
         Attention modules in each stage.
     unit : type
-        Residual unit class, called as ``unit(channels, in_channels, stride)``.
+        Residual unit class, one of `model.units.units`.
 
     Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 on; 224 in the paper.
     """
 
+    size_step = 32
     stem_channels = 64
     channels = (256, 512, 1024, 2048)
 
@@ -66,13 +67,10 @@ class AttentionNet(nn.HybridBlock):
                     self.features.add(AttentionModule(levels, channels, *ptr, unit))
                 in_channels = channels
             channels = self.channels[-1]
-            self.features.add(
-                unit(channels, in_channels, stride=2),
-                unit_sequence(2, channels, unit),
-                NormReLU(channels),
-                nn.GlobalAvgPool2D(),
-                nn.Flatten(),
-            )
+            self.features.add(unit(channels, in_channels, stride=2), unit_sequence(2, channels, unit))
+            if not unit.activated:
+                self.features.add(NormReLU(channels))
+            self.features.add(nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=channels)
 
     def stem(self):
@@ -88,6 +86,11 @@ class AttentionNet(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
+    @classmethod
+    def takes(cls, size):
+        """Whether images may have a height or width of ``size``."""
+        return size % cls.size_step == 0 and size > cls.size_step
+
 
 class AttentionNetCifar(AttentionNet):
     """Residual attention network for 32x32 input: the same with half the channels and a stem that keeps the size.
@@ -96,6 +99,7 @@ class AttentionNetCifar(AttentionNet):
     from 16 on; 32 in the paper.
     """
 
+    size_step = 8
     stem_channels = 32
     channels = (128, 256, 512, 1024)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,30 @@ prepare_mxnet()  # before any test module imports MXNet
 ROOT = Path(__file__).parent.parent
 
 
+def shared_data_set(name):
+    """The path of something in the folder of real data sets; skips the test where it is missing."""
+    path = Path(os.environ.get("RAN_DATASETS", ROOT.parent / "shared" / "datasets")) / name
+    if not path.exists():
+        pytest.skip(f"no real images: {path} does not exist (set RAN_DATASETS)")
+    return path
+
+
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
     """A folder with 500 + 100 real CIFAR-10 images in the official binary layout."""
-    datasets = Path(os.environ.get("RAN_DATASETS", ROOT.parent / "shared" / "datasets"))
-    maker = datasets / "make_cifar10_bin.py"
-    if not maker.exists():
-        pytest.skip(f"no real images: {maker} does not exist (set RAN_DATASETS)")
+    maker = shared_data_set("make_cifar10_bin.py")
     folder = tmp_path_factory.mktemp("cifar")
     subprocess.run([sys.executable, maker, folder, "--train", "500", "--test", "100"], check=True, capture_output=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory):
+    """200 ImageNet photographs, one in each of 200 class folders."""
+    folder = tmp_path_factory.mktemp("photographs")
+    with tarfile.open(shared_data_set("imagenet-sample-200.tar")) as tar:
+        tar.extractall(folder)
+    return folder / "imagenet-sample-200"
 
 
 @pytest.fixture(scope="session")

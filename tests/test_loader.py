@@ -6,7 +6,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 
-from data.loader import CROP_PADDING, Loader, ShardedLoader
+from data.loader import Loader, ShardedLoader
 from data.records import Records
 from training.errors import UserError
 
@@ -96,9 +96,9 @@ def test_crops_of_the_padded_image_and_mirrors_are_all_that_changes(real_images)
     seen = set()
     for position, image in zip(loader._positions(0, 0)[0], batch.images.asnumpy()):
         pixels = np.round(originals[position] * std + mean)
-        padded = np.pad(pixels, ((0, 0), (CROP_PADDING,) * 2, (CROP_PADDING,) * 2))
+        padded = np.pad(pixels, ((0, 0), (4, 4), (4, 4)))
         shown = np.round(image * std + mean)
-        size, range_of_corners = dataset.size, range(2 * CROP_PADDING + 1)
+        size, range_of_corners = dataset.size, range(9)
         matches = [
             (top, left, mirrored)
             for top in range_of_corners

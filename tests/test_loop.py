@@ -152,7 +152,7 @@ def test_validation_counts_every_image_once(numbered, num_devices, batch_size):
     contexts = [mx.cpu(device) for device in range(num_devices)]
     loader = ShardedLoader(numbered(31), "test", batch_size, contexts, seed=0, training=False)
     with Progress(loader.steps, "validation", 100) as progress:
-        loss, accuracy = validate(FirstChannelMean(), loader, "float32", progress)
+        loss, accuracy, _ = validate(FirstChannelMean(), loader, "float32", progress)
     assert accuracy == 1
     assert loss == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
 
@@ -188,6 +188,6 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
             for context in contexts:
                 np.testing.assert_array_equal(parameter.data(context).asnumpy(), saved[name].asnumpy())
     with Progress(validation.steps, "validation", 100) as progress:
-        loss, accuracy = validate(nets[0], validation, "float32", progress)
+        loss, accuracy, _ = validate(nets[0], validation, "float32", progress)
     assert float(rows[-1]["val_loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)

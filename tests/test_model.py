@@ -9,24 +9,25 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from model import attention_net_spec, get_attention_cifar, get_attention_net
+from model import attention_net_spec, get_attention_cifar, get_attention_net, units
 from model.attention import AttentionModule, Upsample
 from model.fusion import fuse
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
-from model.units import PreActivationBottleneck
+from model.units import NormReLU, PreActivationBottleneck, ResNeXtUnit, SqueezeExcitation, start_as_shortcuts
 
 SIZES = [
-    (get_attention_net, 1000, 56, 224, 31_810_728, 6.271),
-    (get_attention_net, 1000, 92, 224, 52_466_344, 10.534),
-    (get_attention_cifar, 10, 56, 32, 7_467_370, 0.503),
-    (get_attention_cifar, 10, 92, 32, 12_646_506, 0.851),
+    (get_attention_net, "bottleneck", 1000, 56, 224, 31_810_728, 6.271),
+    (get_attention_net, "bottleneck", 1000, 92, 224, 52_466_344, 10.534),
+    (get_attention_net, "resnext", 1000, 56, 224, 31_318_824, 6.419),
+    (get_attention_cifar, "bottleneck", 10, 56, 32, 7_467_370, 0.503),
+    (get_attention_cifar, "bottleneck", 10, 92, 32, 12_646_506, 0.851),
 ]
 
 
-@pytest.mark.parametrize("get_net, classes, depth, size, parameters, giga_multiply_adds", SIZES)
-def test_sizes_are_exactly_the_published_ones(get_net, classes, depth, size, parameters, giga_multiply_adds):
-    net = get_net(classes, depth)
+@pytest.mark.parametrize("get_net, unit, classes, depth, size, parameters, giga_multiply_adds", SIZES)
+def test_sizes_are_exactly_the_published_ones(get_net, unit, classes, depth, size, parameters, giga_multiply_adds):
+    net = get_net(classes, depth, unit=units[unit])
     assert trainable_parameters(net) == parameters
     assert round(multiply_adds(net, (1, 3, size, size)) / 1e9, 3) == giga_multiply_adds
 
@@ -215,3 +216,85 @@ def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
     upsample.cast("float16")
     shares = upsample.shares(mx.nd, mx.nd.zeros((1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
     assert all(share.dtype == np.float16 for share in shares)
+
+
+def test_attention_inception_is_about_as_large_as_the_papers():
+    net = get_attention_net(1000, 56, unit=units["inception"])
+    assert trainable_parameters(net) == pytest.approx(31.9e6, rel=0.01)
+    assert multiply_adds(net, (1, 3, 224, 224)) == pytest.approx(6.3e9, rel=0.01)
+
+
+@pytest.mark.parametrize("get_net, size", [(get_attention_net, 224), (get_attention_cifar, 32)])
+@pytest.mark.parametrize("unit", units)
+def test_every_unit_makes_a_network_that_learns(unit, get_net, size):
+    net = initialized(get_net(5, 56, unit=units[unit]))
+    logits, gradients = outputs_and_gradients(net, mx.nd.random.normal(shape=(2, 3, size, size)))
+    assert logits.shape == (2, 5)
+    assert all(np.isfinite(gradient).all() and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("unit", units)
+@pytest.mark.parametrize("in_channels, stride", [(128, 1), (64, 1), (64, 2), (128, 2)])
+def test_units_change_channels_and_size_as_asked(unit, in_channels, stride):
+    block = initialized(units[unit](128, in_channels, stride))
+    assert block(mx.nd.random.normal(shape=(2, in_channels, 9, 12))).shape == (2, 128, -(-9 // stride), 12 // stride)
+
+
+def test_the_resnext_unit_is_a_grouped_bottleneck_with_relu_after_the_sum():
+    unit = initialized(ResNeXtUnit(128, 64, stride=2))
+    operations = json.loads(unit(mx.sym.var("data")).tojson())["nodes"]
+    convolutions = [node["attrs"] for node in operations if node["op"] == "Convolution"]
+    assert [(c["num_filter"], c["kernel"], c["stride"], c["num_group"]) for c in convolutions] == [
+        ("64", "(1, 1)", "(1, 1)", "1"),
+        ("64", "(3, 3)", "(2, 2)", "32"),
+        ("128", "(1, 1)", "(1, 1)", "1"),
+        ("128", "(1, 1)", "(2, 2)", "1"),
+    ]
+    assert Counter(node["op"] for node in operations)["BatchNorm"] == 4
+    images = mx.nd.random.normal(shape=(2, 64, 8, 8))
+    expected = mx.nd.relu(unit.branch(images) + unit.projection(images))
+    np.testing.assert_array_equal(unit(images).asnumpy(), expected.asnumpy())
+    assert unit(images).min().asscalar() == 0
+
+
+@pytest.mark.parametrize("unit", units)
+def test_what_is_activated_already_is_not_activated_again(unit):
+    """Masks and the classifier of post-activation networks begin without BN and ReLU, as the authors' do."""
+    block = units[unit]
+    net = get_attention_cifar(10, 56, unit=block)
+    modules = [child for child in net.features if isinstance(child, AttentionModule)]
+    layers = [[type(layer).__name__ for layer in module.mask.head] for module in modules]
+    before_pooling = net.features[-3]
+    if block.activated:
+        assert layers == [["Conv2D", "NormReLU", "Conv2D"]] * 3
+        assert isinstance(before_pooling[-1], block)
+    else:
+        assert layers == [["NormReLU", "Conv2D", "NormReLU", "Conv2D"]] * 3
+        assert isinstance(before_pooling, NormReLU)
+
+
+def test_squeeze_and_excitation_weighs_whole_channels():
+    gate = initialized(SqueezeExcitation(512))
+    images = mx.nd.random.uniform(1, 2, shape=(2, 512, 5, 5))
+    shares = (gate(images) / images).asnumpy()
+    assert (np.ptp(shares, axis=(2, 3)) < 1e-6).all() and 0 < shares.min() < shares.max() < 1
+
+
+@pytest.mark.parametrize("unit", units)
+def test_units_that_start_as_their_shortcut_still_learn(unit):
+    block = units[unit](64, 64)
+    start_as_shortcuts(block)
+    initialized(block)
+    images = mx.nd.random.normal(shape=(2, 64, 8, 8))
+    expected = mx.nd.relu(images) if block.activated else images
+    np.testing.assert_array_equal(block(images).asnumpy(), expected.asnumpy())
+    outputs_and_gradients(block, images)
+    assert np.abs(block.last_scale.grad().asnumpy()).max() > 0
+
+
+def test_every_unit_of_a_network_can_start_as_its_shortcut():
+    net = get_attention_cifar(10, 56, unit=ResNeXtUnit)
+    start_as_shortcuts(net)
+    initialized(net)
+    gammas = [p.data().asnumpy() for name, p in net.collect_params(".*gamma").items()]
+    assert sum(not gamma.any() for gamma in gammas) == 3 + 3 * 4 + (8 + 5 + 2) + 3  # stages, trunks, masks, the end

@@ -147,11 +147,19 @@ def assert_refused(process, *words):
 
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, digits):
     assert_refused(train_on_digits(tmp_path, digits, "--num-layers", 57), "57", "452")
+    assert_refused(train_on_digits(tmp_path, digits, "--unit", "vgg"), "vgg", "resnext")
     assert_refused(train_on_digits(tmp_path, digits, "--num-gpus", 64), "--num-gpus 64")
     assert_refused(train_on_digits(tmp_path, digits, "--batch-size", 25), "--batch-size")
     (tmp_path / "file").write_text("")
     assert_refused(train_on_digits(tmp_path / "file", digits), "--log-dir")
     assert not list(tmp_path.glob("**/*.csv"))
+
+
+def test_another_unit_trains_under_its_networks_name(tmp_path, digits):
+    process = train_on_digits(tmp_path, digits, "--epochs", 1, "--unit", "resnext", "--limit", 16)
+    assert process.returncode == 0, process.stderr
+    (log,) = (tmp_path / "text").glob("*.log")
+    assert log.stem.startswith("digits_attentionnext56_")
 
 
 def test_real_images_train(tmp_path, real_images):

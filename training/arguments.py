@@ -57,7 +57,7 @@ def training_parser(description, *, datasets, **defaults):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="what to train on")
     group.add_argument(
-        "--data-dir", default="./data/sets", help="folder of the data sets; missing ones are fetched there"
+        "--data-dir", default="./data/sets", help="folder of the data sets; CIFAR is fetched there if missing"
     )
     group.add_argument(
         "--workers", "-j", type=positive_int, default=2, help="CPU threads that decode images, for each device"
@@ -242,6 +242,10 @@ def non_negative_float(text):
 
 def fraction(text):
     return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def positive_fraction(text):
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
 
 
 def increasing_numbers(text):

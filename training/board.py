@@ -53,11 +53,13 @@ class Board:
             "loss/validation": "val_loss",
             f"{metric_name.replace(' ', '_')}/train": "train_metric",
             "accuracy/validation": "val_accuracy",
+            "top5_accuracy/validation": "val_top5",
             "learning_rate": "lr",
             "images_per_second": "images_per_second",
         }
         for tag, column in tags.items():
-            self._events.add_summary(scalar_summary(tag, row[column]), row["epoch"])
+            if column in row:
+                self._events.add_summary(scalar_summary(tag, row[column]), row["epoch"])
 
     def images(self, images, dataset):
         """A grid of training images as the network is given them: (N, 3, H, W), normalized as the data set says."""
@@ -111,10 +113,11 @@ class EventFile:
 
 def epoch_line(row, metric_name, epochs):
     """An epoch's figures as one line that aligns with those of other epochs."""
+    top5 = f"top-5 {row['val_top5']:.4f}  " if "val_top5" in row else ""
     return (
         f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  "
         f"train loss {row['train_loss']:7.4f}  {metric_name} {row['train_metric']:.4f}  "
-        f"validation loss {row['val_loss']:7.4f}  accuracy {row['val_accuracy']:.4f}  "
+        f"validation loss {row['val_loss']:7.4f}  accuracy {row['val_accuracy']:.4f}  {top5}"
         f"lr {row['lr']:.2e}  {row['images_per_second']:7.1f} images/s  {tqdm.format_interval(row['seconds']):>8}"
     )
 

@@ -86,7 +86,7 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
             hand_over(net, evaluated)
             started = time.monotonic()
             with Progress(validation.steps, "validation", args.log_interval) as progress:
-                val_loss, val_accuracy = validate(evaluated, validation, dtype, progress, keeper.attend)
+                val_loss, val_accuracy, val_top5 = validate(evaluated, validation, dtype, progress, keeper.attend)
             row = {
                 "epoch": number,
                 "train_loss": train_loss,
@@ -97,6 +97,8 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
                 "images_per_second": train.steps * train.batch_size / position.seconds,
                 "seconds": position.seconds + time.monotonic() - started,
             }
+            if train.dataset.top5:
+                row["val_top5"] = val_top5
             aside(board.histograms, evaluated, number)
             board.epoch(row, mixing.metric_name(epoch))
             position.finish_epoch(val_accuracy)
@@ -222,22 +224,32 @@ def squared_norm(trainer):
 
 
 def validate(net, validation, dtype, progress, attend=lambda: None):
-    """Mean cross-entropy and accuracy over the validation images, each counted once.
+    """Mean cross-entropy, accuracy and top-5 accuracy over the validation images, each counted once.
 
     ``attend`` is called after every batch.
     """
-    totals = Totals()
+    totals, top5 = Totals(), Totals()
     for batches in validation.epoch(0):
         for batch in batches:
             output = net(batch.images.astype(dtype, copy=False)).astype("float32")[: batch.count]
             labels = batch.labels[: batch.count]
             if batch.count:
-                totals.add(batch.count, loss_of_labels(output, labels), output.argmax(axis=1) == labels)
+                losses = loss_of_labels(output, labels)
+                totals.add(batch.count, losses, output.argmax(axis=1) == labels)
+                top5.add(batch.count, losses, among_first(output, labels, 5))
         totals.settle(behind=len(batches))
+        top5.settle(behind=len(batches))
         progress.step(sum(batch.count for batch in batches))
         attend()
     totals.settle()
-    return totals.means()
+    top5.settle()
+    return *totals.means(), top5.means()[1]
+
+
+def among_first(output, labels, count):
+    """Whether each label is among the ``count`` classes of the largest logits: 0 or 1, (N,)."""
+    first = output.topk(k=min(count, output.shape[1]))
+    return mx.nd.broadcast_equal(first, labels.expand_dims(1)).sum(axis=1)
 
 
 def average_statistics(net):

@@ -1,0 +1,307 @@
+"""ImageNet, or other photographs by class: a `Dataset` from RecordIO or class folders, and the first from the second.
+
+    python -m data.imagenet DIR OUT
+
+reads DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE and writes OUT/train.rec and OUT/val.rec with their .idx files, in
+the layout of MXNet's im2rec; OUT/classes.txt, the classes' names in the order of their labels; and OUT/changed.txt,
+which names every image that was converted or skipped.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import signal
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from data.augmentation import CentreWindow, ColourJitter, RandomWindow
+from data.dataset import Dataset
+from data.folders import list_images
+from data.records import locked, replacement, write_encoded
+from training.arguments import HelpFormatter, OneLineParser, fraction, positive_int
+from training.errors import UserError, run
+from training.runtime import prepare_mxnet
+
+__all__ = ["as_jpeg", "open_imagenet", "prepare"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+SHOWN = 5  # file names in a message
+CLASSES, CHANGED = "classes.txt", "changed.txt"
+
+# Mean and standard deviation of the training images' channels, the figures in common use times 255.
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=0.0, lighting=0.1):
+    """Photographs as a `Dataset`, from ``data_dir``/train.rec and val.rec or from class folders in its train/ and val/.
+
+    Records may be those of this module or of MXNet's im2rec. Folders are read as they are, which suits small sets.
+
+    Parameters
+    ----------
+    data_dir : path
+    classes : int, optional
+        Number of classes; without it that of classes.txt or of the folders, and 1000 for records without that list.
+    size : int
+        Height and width the network sees, pixels.
+    crop_ratio : float
+        Validation shrinks an image's short side to ``size / crop_ratio`` and takes the centre.
+    jitter, lighting
+        Of `data.augmentation.ColourJitter`, in training.
+
+    Raises UserError where neither is there, and where ``classes`` contradicts what is.
+    """
+    data_dir = Path(data_dir)
+    records = {"train": data_dir / "train.rec", "test": data_dir / "val.rec"}
+    if records["train"].exists():
+        try:
+            found = len((data_dir / CLASSES).read_text().splitlines())
+        except OSError:
+            found = classes or 1000
+    elif (data_dir / "train").is_dir():
+        records = {"train": data_dir / "train", "test": data_dir / "val"}
+        names, val_names = (list_images(folder)[0] for folder in records.values())
+        if names != val_names:
+            raise UserError(f"{data_dir}: train/ and val/ have different classes")
+        found = len(names)
+    else:
+        raise UserError(f"{data_dir} has neither train.rec nor train/ in it: name ImageNet's folder with --data-dir")
+    if classes not in (None, found):
+        raise UserError(f"--classes {classes}: {data_dir} has {found} classes")
+    views = {
+        "training_crop": RandomWindow(),
+        "validation_crop": CentreWindow(crop_ratio),
+        "colour": ColourJitter(MEAN, jitter, lighting),
+    }
+    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, **views)
+
+
+def as_jpeg(content, short_side=None, quality=95):
+    """Any image file's content as that of an upright JPEG in RGB, and what had to be done to it.
+
+    A JPEG that is one already is returned as it is, to the byte. Transparency is dropped, and of several frames only
+    the first is taken.
+
+    Parameters
+    ----------
+    content : bytes
+    short_side : int, optional
+        Larger images are shrunk until their short side has so many pixels.
+    quality : int
+        Of what is encoded anew.
+
+    Returns
+    -------
+    (bytes, list of str)
+        The second says what was unusual about the image, e.g. ["PNG", "alpha"]; being large is not.
+
+    Raises ValueError for a file that is empty, no image, or broken.
+    """
+    if not content:
+        raise ValueError("empty")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set this for the whole process
+            image.load()
+            image_format, mode, orientation = image.format, image.mode, image.getexif().get(ORIENTATION, 1)
+            if mode.startswith(("I", "F")):
+                raise ValueError("more than 8 bits a channel")
+            unusual = [] if image_format == "JPEG" else [image_format]
+            if mode in ("1", "L", "LA"):
+                unusual.append("grey")
+            elif mode not in ("RGB", "RGBA", "P"):
+                unusual.append(mode)
+            if mode in ("LA", "RGBA") or "transparency" in image.info:
+                unusual.append("alpha")
+            if orientation != 1:
+                unusual.append("EXIF orientation")
+            scale = short_side / min(image.size) if short_side else 1
+            if not unusual and mode == "RGB" and scale >= 1:
+                return content, unusual
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # the decoders of many formats, on damaged files, raise whatever happens to them
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+    if scale < 1:
+        image = image.resize([max(short_side, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue(), unusual
+
+
+def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_broken=False, workers=1):
+    """Write the images of class folders as RecordIO, as this module's head says. Returns a summary in one line.
+
+    Parameters
+    ----------
+    folder, out : path
+        ``out`` appears as a whole or not at all, and must not exist or be empty.
+    short_side, quality
+        Of `as_jpeg`.
+    val_share : float, optional
+        Share of every class to validate on, for a ``folder`` without val/; its classes may lie in it directly.
+    skip_broken : bool
+        Leave out images that cannot be decoded instead of refusing them all.
+    workers : int
+        Processes that decode and encode.
+
+    Raises UserError for folders that are not as expected, broken images, and an ``out`` that cannot be written.
+    """
+    folder, out = Path(folder), Path(out)
+    classes, splits = _splits(folder, val_share)
+    changed, counts, broken = [], Counter(), []
+
+    def pairs(paths, labels):
+        """(JPEG, label) of every image that can be decoded; the others' names go to ``broken``."""
+        results = _converted(paths, (short_side, quality), workers)
+        for path, label, (content, notes) in zip(paths, labels, results):
+            name = os.path.relpath(path, folder)
+            if content is None:
+                broken.append(f"{name} ({notes[0]})")
+                changed.append(f"{name}: skipped, {notes[0]}")
+            else:
+                if notes:
+                    changed.append(f"{name}: {', '.join(notes)}")
+                    counts.update(notes)
+                yield content, label
+
+    written = {}
+    try:
+        with locked(out):
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise UserError(f"{out} exists already: remove it or name another folder")
+            with replacement(out) as new:
+                for split, (paths, labels) in splits.items():
+                    before = len(broken)
+                    write_encoded(new / f"{split}.rec", pairs(paths, labels), len(paths))
+                    written[split] = len(paths) - (len(broken) - before)
+                if broken and not skip_broken:
+                    raise UserError(
+                        f"{_listed(broken)} cannot be decoded: nothing was written; mend or remove "
+                        f"{'it' if len(broken) == 1 else 'them'}, or add --skip-broken"
+                    )
+                if not all(written.values()):
+                    raise UserError(f"not one image in {folder} can be decoded: {_listed(broken)}")
+                (new / CLASSES).write_text("".join(f"{name}\n" for name in classes))
+                (new / CHANGED).write_text("".join(f"{line}\n" for line in changed))
+    except BrokenProcessPool:
+        raise UserError("a process that converts images was killed; fewer --workers need less memory") from None
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from None
+    converted = ", ".join(f"{count} {note}" for note, count in counts.most_common())
+    return (
+        f"{out}: {written['train']:,} images to train on, {written['val']:,} to validate, {len(classes):,} classes"
+        + (f"; converted: {converted}" if converted else "")
+        + (f"; skipped {_listed(broken)}" if broken else "")
+    )
+
+
+def _splits(folder, val_share):
+    """The classes, and {"train": (paths, labels), "val": (paths, labels)}, in an order fixed for good but random."""
+    has_folders = (folder / "train").is_dir(), (folder / "val").is_dir()
+    if has_folders == (True, True):
+        if val_share is not None:
+            raise UserError(f"{folder / 'val'} exists: --val-share would take more images to validate on")
+        classes, *train = list_images(folder / "train")
+        val_classes, val_paths, val_labels = list_images(folder / "val")
+        unknown = set(val_classes) - set(classes)
+        if unknown:
+            raise UserError(f"{folder / 'val'} has classes that train/ does not have, {min(unknown)} among them")
+        val = val_paths, [classes.index(val_classes[label]) for label in val_labels]
+        splits = {"train": train, "val": val}
+    elif val_share is None:
+        raise UserError(
+            f"{folder} has no train/ and val/ in it: add --val-share SHARE to hold out a part of its images"
+        )
+    else:
+        classes, paths, labels = list_images(folder / "train" if has_folders[0] else folder)
+        # every 1/share-th image of the list, which is sorted by class: the same share of each
+        steps = np.floor(np.arange(len(paths) + 1) * val_share + 1e-9)
+        held_out = np.diff(steps) > 0
+        splits = {}
+        for split, chosen in (("train", ~held_out), ("val", held_out)):
+            splits[split] = [paths[i] for i in np.flatnonzero(chosen)], [labels[i] for i in np.flatnonzero(chosen)]
+        if not held_out.any() or held_out.all():
+            raise UserError(f"--val-share {val_share:g} of {len(paths)} images leaves nothing to train or validate on")
+    for split, (paths, labels) in splits.items():
+        order = np.random.default_rng(0).permutation(len(paths))
+        splits[split] = [paths[i] for i in order], [labels[i] for i in order]
+    return classes, splits
+
+
+def _converted(paths, options, workers):
+    """`_convert` of every path, in their order, by several processes that are never far ahead of what is taken."""
+    ahead = 16 * workers
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _leave_interrupts_to_parent) as executor:
+        pending = deque()
+        try:
+            for path in paths:
+                pending.append(executor.submit(_convert, path, options))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_parent():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _convert(path, options):
+    """(JPEG, what was unusual), or (None, [what is wrong])."""
+    try:
+        with open(path, "rb") as file:
+            return as_jpeg(file.read(), *options)
+    except OSError as error:
+        return None, [error.strerror]
+    except ValueError as error:
+        return None, [str(error)]
+
+
+def _listed(names):
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+    return f"{len(names):,} broken image{'s' if len(names) > 1 else ''}: {shown}"
+
+
+def main():
+    parser = OneLineParser(
+        prog="python -m data.imagenet",
+        description="Write photographs in class folders as RecordIO for training.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="holds train/CLASS/IMAGE and val/CLASS/IMAGE")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of train.rec and val.rec, to be made")
+    parser.add_argument(
+        "--resize", type=positive_int, metavar="SHORT", help="shrink larger images to a short side of SHORT pixels"
+    )
+    parser.add_argument("--quality", type=quality, default=95, help="of JPEGs that have to be encoded anew, 1 to 100")
+    parser.add_argument(
+        "--val-share", type=fraction, metavar="SHARE", help="share of every class to validate on, where DIR has no val/"
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
+    parser.add_argument(
+        "--workers", "-j", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes that convert"
+    )
+    args = parser.parse_args()
+    prepare_mxnet()
+    options = {"short_side": args.resize, "quality": args.quality, "val_share": args.val_share}
+    print(prepare(args.folder, args.out, skip_broken=args.skip_broken, workers=args.workers, **options))
+
+
+def quality(text):
+    value = positive_int(text)
+    if value > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a quality from 1 to 100")
+    return value
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Train or evaluate a residual attention network on ImageNet or other photographs by class."""
+
+from training.arguments import (
+    OneLineParser,
+    fraction,
+    non_negative_float,
+    parse_arguments,
+    positive_fraction,
+    positive_int,
+    training_parser,
+)
+from training.errors import UserError, run
+from training.runtime import prepare_mxnet
+
+# Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
+# divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
+# 0.1 for every 256 images of a step.
+RECIPES = {
+    "paper": {"epochs": 27, "lr_steps": "10,20,25"},
+    "tricks": {
+        "epochs": 120,
+        "lr_mode": "cosine",
+        "warmup_epochs": 5,
+        "epsilon": 0.1,
+        "mix_up": 1,
+        "alpha": 0.2,
+        "colour_jitter": 0.4,
+        "no_wd": True,
+        "last_gamma": True,
+    },
+}
+
+
+def flags():
+    """The parser; a recipe is a set of defaults, so that one must be known first."""
+    first = OneLineParser(add_help=False, allow_abbrev=False)
+    choice = {"choices": list(RECIPES), "default": "paper", "help": "whose defaults the other flags have"}
+    first.add_argument("--recipe", **choice)
+    recipe = RECIPES[first.parse_known_args()[0].recipe]
+    parser = training_parser(__doc__, datasets=["imagenet"])
+    group = parser.add_argument_group("ImageNet")
+    group.add_argument("--recipe", **choice)
+    group.add_argument(
+        "--model",
+        default="attention",
+        help="attention, attentionnext, attentioninception or attentionsenext: the network's residual units",
+    )
+    group.add_argument(
+        "--classes", type=positive_int, help="number of classes (default: what the data set says, or 1000)"
+    )
+    group.add_argument("--input-size", type=positive_int, default=224, help="height and width the network sees")
+    group.add_argument(
+        "--crop-ratio",
+        type=positive_fraction,
+        default=0.875,
+        help="share of the short side that the centre crop of validation has",
+    )
+    group.add_argument(
+        "--colour-jitter", type=fraction, default=0.0, help="strength of random brightness, contrast and saturation"
+    )
+    group.add_argument(
+        "--lighting", type=non_negative_float, default=0.1, help="strength of the standard colour augmentation"
+    )
+    group.add_argument("--no-wd", action="store_true", help="no weight decay on biases, gammas and betas")
+    group.add_argument("--last-gamma", action="store_true", help="start every residual unit as its shortcut")
+    group.add_argument("--eval-only", action="store_true", help="validate --params and end")
+    group.add_argument("--params", metavar="FILE", help="parameters for --eval-only")
+    parser.set_defaults(data_dir="./data/sets/imagenet", **recipe)
+    return parser
+
+
+def main():
+    parser = flags()
+    args = parse_arguments(parser)
+    if args.eval_only != (args.params is not None):
+        parser.error("--eval-only and --params need each other")
+
+    prepare_mxnet()  # everything below imports MXNet
+    from data.imagenet import open_imagenet
+    from data.loader import ShardedLoader
+    from data.mixing import Mixing
+    from model import AttentionNet, attention_net_spec, get_attention_net, units
+    from model.units import start_as_shortcuts
+    from training.devices import contexts
+    from training.evaluation import evaluate
+    from training.loop import fit
+
+    models = {unit.network: unit for unit in units.values()}
+    if args.model not in models:
+        raise UserError(f"--model {args.model}: choose one of {', '.join(models)}")
+    if args.num_layers not in attention_net_spec:
+        raise UserError(f"--num-layers {args.num_layers}: choose one of {', '.join(map(str, attention_net_spec))}")
+    if not AttentionNet.takes(args.input_size):
+        step = AttentionNet.size_step
+        raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
+    devices = contexts(args.num_gpus)
+    dataset = open_imagenet(
+        args.data_dir,
+        args.classes,
+        size=args.input_size,
+        crop_ratio=args.crop_ratio,
+        jitter=args.colour_jitter,
+        lighting=args.lighting,
+    )
+
+    def make_net():
+        net = get_attention_net(dataset.classes, args.num_layers, unit=models[args.model])
+        if args.last_gamma:
+            start_as_shortcuts(net)
+        if args.no_wd:
+            for parameter in net.collect_params(".*(gamma|beta|bias)").values():
+                parameter.wd_mult = 0.0
+        return net
+
+    loading = {"seed": args.seed, "threads": args.workers, "limit": args.limit}
+    validation = ShardedLoader(dataset, "test", args.batch_size, devices, training=False, **loading)
+    if args.eval_only:
+        print(evaluate(make_net(), args.params, validation, devices, args))
+        return
+    train = ShardedLoader(dataset, "train", args.batch_size, devices, training=True, **loading)
+    mixing = Mixing(
+        dataset.classes,
+        alpha=args.alpha * args.mix_up,
+        mixup_epochs=args.epochs - args.mix_up_off_epochs,
+        epsilon=args.epsilon,
+        seed=args.seed,
+    )
+    run_stem = f"{dataset.name}_{models[args.model].network}{args.num_layers}"
+    fit(make_net, train, validation, mixing, devices, args, run_stem)
+
+
+if __name__ == "__main__":
+    run(main)

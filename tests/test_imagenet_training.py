@@ -1,0 +1,160 @@
+"""The ImageNet script from the shell: recipes, training, evaluation, and what it refuses."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from data.imagenet import prepare
+from tests.conftest import ROOT
+from training.loop import among_first
+
+
+def train(*flags):
+    """Run imagenet_train.py; returns the finished process."""
+    command = [sys.executable, "imagenet_train.py", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory, photographs):
+    """The 200 photographs as records, half of them to validate on."""
+    folder = tmp_path_factory.mktemp("records") / "out"
+    prepare(photographs, folder, val_share=0.5, short_side=64, workers=2)
+    return folder
+
+
+SMALL = ("--input-size", 64, "--batch-size", 8, "--limit", 16, "--epochs", 1, "--seed", 1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, records):
+    """A finished training with the tricks recipe: (log folder, its process)."""
+    folder = tmp_path_factory.mktemp("log")
+    process = train(
+        *("--data-dir", records, "--log-dir", folder, *SMALL, "--model", "attentionnext"),
+        *("--recipe", "tricks", "--warmup-epochs", 0.5),
+    )
+    assert process.returncode == 0, process.stderr
+    return folder, process
+
+
+def test_a_run_has_the_networks_name_and_a_top5_column(finished):
+    folder, process = finished
+    (path,) = (folder / "text").glob("*.csv")
+    assert re.fullmatch(r"imagenet_attentionnext56_\d{12}", path.stem)
+    header, *rows = csv.reader(path.open())
+    assert ",".join(header) == (
+        "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds,val_top5"
+    )
+    ((_, _, _, _, accuracy, *_, top5),) = rows
+    assert 0 <= float(accuracy) <= float(top5) <= 1
+    assert process.stdout.splitlines()[-1].startswith("Finished: best validation accuracy 0.")
+    assert "top-5 0." in process.stdout
+
+
+def test_saved_parameters_are_evaluated_at_any_size(finished, records):
+    folder, _ = finished
+    (params,) = (folder / "params").glob("*/last.params")
+    (path,) = (folder / "text").glob("*.csv")
+    with path.open() as file:
+        (row,) = csv.DictReader(file)
+    flags = ("--data-dir", records, "--eval-only", "--params", params, "--model", "attentionnext", "--limit", 16)
+    process = train(*flags, "--input-size", 64, "--log-dir", folder / "none")
+    assert process.returncode == 0, process.stderr
+    loss, accuracy, top5 = (float(row[column]) for column in ("val_loss", "val_accuracy", "val_top5"))
+    words = process.stdout.split()
+    assert words[:3] == [str(params), "at", "64x64:"] and process.stdout.count("\n") == 1
+    assert [float(word) for word in words[4::2]] == pytest.approx([loss, accuracy, top5], rel=1e-4, abs=1e-4)
+    assert not (folder / "none").exists()
+    process = train(*flags, "--input-size", 96)
+    assert process.returncode == 0 and "at 96x96" in process.stdout
+
+
+def test_labels_among_the_first_guesses_are_found():
+    logits = mx.nd.array([[9, 8, 7, 6, 5, 4, 3], [3, 4, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 0, 1]])
+    np.testing.assert_array_equal(among_first(logits, mx.nd.array([4, 1, 6]), 5).asnumpy(), [1, 0, 1])
+    np.testing.assert_array_equal(among_first(logits[:, :3], mx.nd.array([2, 0, 1]), 5).asnumpy(), [1, 1, 1])
+
+
+def parsed(*argv):
+    """What the script's flags are with a command line."""
+    code = (
+        "import imagenet_train, json, sys; from training.arguments import parse_arguments\n"
+        "args = vars(parse_arguments(imagenet_train.flags()))\n"
+        "assert not {'mxnet', 'numpy', 'nvidia'} & set(sys.modules)\n"
+        "print(json.dumps(args))"
+    )
+    process = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(process.stdout)
+
+
+def test_recipes_are_defaults_that_flags_override():
+    paper, tricks = parsed(), parsed("--recipe", "tricks", "--epsilon", "0.2")
+    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "lr": 0.1, "batch_size": 64, "input_size": 224}
+    for args in (paper, tricks):
+        assert {name: args[name] for name in shared} == shared
+    expected = {"lr_mode": "step", "lr_steps": [10, 20, 25], "mix_up": 0, "epsilon": 0, "no_wd": False, "epochs": 27}
+    assert {name: paper[name] for name in expected} == expected
+    expected = {
+        "lr_mode": "cosine", "warmup_epochs": 5, "mix_up": 1, "alpha": 0.2, "epsilon": 0.2, "no_wd": True,
+        "last_gamma": True,
+    }  # fmt: skip
+    assert {name: tricks[name] for name in expected} == expected
+
+
+def assert_refused(process, *words):
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
+
+
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
+    (params,) = (finished[0] / "params").glob("*/last.params")
+    here = ("--data-dir", records, "--log-dir", tmp_path / "log")
+    assert_refused(train(*here, "--input-size", 100), "--input-size 100", "32")
+    assert_refused(train(*here, "--model", "vgg"), "vgg", "attentionnext")
+    assert_refused(train(*here, "--classes", 10), "--classes 10", "200")
+    assert_refused(train("--data-dir", tmp_path), "--data-dir")
+    assert_refused(train(*here, "--eval-only"), "--params")
+    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "none"), "none", "No such file")
+    (tmp_path / "text").write_text("no parameters")
+    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text")
+    assert_refused(train(*here, "--eval-only", "--params", params), "last.params", "not of this network")
+    assert not (tmp_path / "log").exists()
+
+
+def test_no_wd_spares_biases_and_normalization_and_last_gamma_starts_at_zero(records, tmp_path):
+    """After a step of weight decay and hardly any gradient, gammas are still what they began as."""
+    process = train(
+        *("--data-dir", records, "--log-dir", tmp_path, *SMALL, "--run-name", "decay", "--limit", 8),
+        *("--lr", "1e-9", "--wd", "1e8", "--momentum", 0, "--optimizer", "sgd", "--no-wd", "--last-gamma"),
+        *("--model", "attentionnext"),
+    )
+    assert process.returncode == 0, process.stderr
+    saved = mx.nd.load(str(tmp_path / "params" / "decay" / "last.params"))
+    gammas = {name: value.asnumpy() for name, value in saved.items() if name.endswith("gamma")}
+    zeros = [name for name, value in gammas.items() if np.abs(value).max() < 1e-3]
+    assert sorted({name.rsplit(".branch.", 1)[1] for name in zeros}) == ["2.gamma"] and len(zeros) == 33
+    assert all(np.abs(value - 1).max() < 1e-3 for name, value in gammas.items() if name not in zeros)
+
+
+def test_a_training_resumes_with_one_more_epoch_as_if_it_had_never_ended(tmp_path, records):
+    flags = ("--data-dir", records, "--log-dir", tmp_path, *SMALL)
+    for more in (("--run-name", "whole", "--epochs", 2), ("--run-name", "parts"), ("--resume", "parts", "--epochs", 2)):
+        process = train(*flags, *more)
+        assert process.returncode == 0, process.stderr
+
+    def parameters(name):
+        return mx.nd.load(str(tmp_path / "params" / name / "last.params"))
+
+    whole, parts = parameters("whole"), parameters("parts")
+    assert all(np.array_equal(whole[name].asnumpy(), parts[name].asnumpy()) for name in whole)
+    rows = [list(csv.DictReader((tmp_path / "text" / f"{name}.csv").open())) for name in ("whole", "parts")]
+    assert len(rows[0]) == len(rows[1]) == 2
+    for one, other in zip(*rows):
+        assert all(one[column] == other[column] for column in one if column not in ("images_per_second", "seconds"))
