@@ -133,10 +133,10 @@ def loader_figures(measured):
 def operator_lines(operators):
     """A table of what `scripts.measurements.measure_operators` returns, the longest first."""
     total = sum(figures["seconds"] for figures in operators.values())
-    lines = [f"{'operator':32} {'calls':>6} {'ms':>9} {'share':>7}   in a training step"]
+    lines = [f"{'operator':36} {'calls':>6} {'ms':>9} {'share':>7}   in a training step"]
     for name, figures in sorted(operators.items(), key=lambda item: -item[1]["seconds"]):
         share = figures["seconds"] / total
-        lines.append(f"{name:32} {figures['calls']:6.0f} {1000 * figures['seconds']:9.2f} {share:7.1%}")
+        lines.append(f"{name:36} {figures['calls']:6.0f} {1000 * figures['seconds']:9.2f} {share:7.1%}")
     return lines
 
 
