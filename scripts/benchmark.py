@@ -67,6 +67,7 @@ def measure_both(args):
         form: {
             "seconds": {name: [turn["seconds"][name][0] for turn in results] for name in results[0]["seconds"]},
             "peak_memory": median(turn["peak_memory"] for turn in results),
+            "omp_num_threads": results[0]["omp_num_threads"],
         }
         for form, results in turns.items()
     }
@@ -92,7 +93,7 @@ def form_figures(measured, batch_size):
 def form_lines(form, figures):
     seconds = {name: median(values) for name, values in figures["seconds"].items()}
     return [
-        f"{form} form",
+        f"{form} form, OMP_NUM_THREADS {figures['omp_num_threads'] or 'not set'}",
         f"  training      {figures['training_images_per_second']:8.1f} images/s   step {seconds['training']:.3f} s, "
         f"{figures['step_to_convolutions']:.2f} times its convolutions' {seconds['convolutions']:.3f} s",
         f"  inference     {figures['inference_images_per_second']:8.1f} images/s   "

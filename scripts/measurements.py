@@ -42,12 +42,11 @@ Layer.__doc__ = "A convolution: its attributes in the network's graph, and the s
 def measure_form(args):
     """The training step, inference and the convolutions of the form ``args`` name.
 
-    Returns {"seconds": {what was measured: list of seconds, one a turn}, "peak_memory": of the training, bytes}.
+    Returns {"seconds": {what was measured: list of seconds, one a turn}, "peak_memory": of the training, bytes,
+    "omp_num_threads": that environment variable or None}.
     """
     training = training_step(args)
-    for _ in range(WARM_UP + 1):
-        training()
-        mx.nd.waitall()
+    in_turns({"training": training}, rounds=1)
     peak_memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # before anything else takes memory
     works = {
         "training": training,
@@ -55,7 +54,11 @@ def measure_form(args):
         "convolutions": convolutions(args, training=True),
         "convolutions forward": convolutions(args, training=False),
     }
-    return {"seconds": in_turns(works, args.rounds), "peak_memory": peak_memory}
+    return {
+        "seconds": in_turns(works, args.rounds),
+        "peak_memory": peak_memory,
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
 def measure_loader(args):
@@ -81,9 +84,7 @@ def measure_operators(args):
     MXNET_EXEC_BULK_EXEC_TRAIN must have been 0 when MXNet was imported: operators that run in bulk are not told apart.
     """
     training = training_step(args)
-    for _ in range(WARM_UP):
-        training()
-    mx.nd.waitall()
+    in_turns({"training": training}, rounds=1)
     profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=os.devnull)
     profiler.set_state("run")
     for _ in range(args.rounds):

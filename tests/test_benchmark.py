@@ -1,6 +1,9 @@
 """The benchmark prints what it promises, and its yardstick is all of the network's convolutions."""
 
+import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -8,25 +11,22 @@ import pytest
 
 from model import get_attention_cifar, get_attention_net
 from model.summary import multiply_adds
-from scripts.measurements import as_block, chains
+from scripts.measurements import as_block, chains, ready_net
 from tests.conftest import ROOT
-
-FORM_LINES = ["form", "training", "inference", "peak memory"]
+from tests.test_model import operators
+from training.runtime import real_core_count
 
 
 def benchmark(*flags, script=("-m", "scripts.benchmark")):
     command = [sys.executable, *script, "--batch-size", "2", "--input-size", "16", "--rounds", "1", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
 
 
 def printed(*flags, **options):
     process = benchmark(*flags, **options)
     assert process.returncode == 0, process.stderr
     return process.stdout
-
-
-def first_words(text):
-    return [line.split("  ")[0] or line.split("  ")[1] for line in text.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,15 @@ def test_the_chains_are_all_of_the_networks_convolutions(get_net, depth, size):
 
 def test_one_form_is_measured_beside_its_convolutions():
     text = printed(script=["scripts/benchmark.py"])
-    assert first_words(text) == ["Attention-56, cifar, 16x16, batch 2", "fast form", *FORM_LINES[1:]]
-    assert "times its convolutions'" in text and "% of its convolutions' speed" in text
+    title, form, training, inference, memory = text.splitlines()
+    assert title == "Attention-56, cifar, 16x16, batch 2"
+    assert form == f"fast form, OMP_NUM_THREADS {real_core_count()}"
+    number = r"\d+\.\d+"
+    assert re.fullmatch(
+        rf"  training +{number} images/s   step {number} s, {number} times its convolutions' {number} s", training
+    )
+    assert re.fullmatch(rf"  inference +{number} images/s   \d+ % of its convolutions' speed", inference)
+    assert re.fullmatch(rf"  peak memory +{number} GB in training", memory)
 
 
 def test_both_forms_are_measured_and_compared():
@@ -58,8 +65,20 @@ def test_both_forms_are_measured_and_compared():
         forward = seconds["convolutions forward"] / seconds["inference"]
         assert figures[form]["inference_to_convolutions"] == pytest.approx(forward)
         assert 1e8 < figures[form]["peak_memory"] < 1e10
+    assert figures["fast"]["omp_num_threads"] == str(real_core_count())
+    assert figures["plain"]["omp_num_threads"] is None  # MXNet decides
     speeds = [figures[form]["inference_images_per_second"] for form in ("fast", "plain")]
     assert figures["fast_to_plain"]["inference"] == pytest.approx(speeds[0] / speeds[1])
+
+
+def test_the_plain_form_has_mxnets_own_operators_and_the_fast_one_has_not():
+    def has(form):
+        args = argparse.Namespace(form=form, net="cifar", num_layers=56)
+        counted = operators(ready_net(args)[0])
+        return {name for name in ("_contrib_BilinearResize2D", "_contrib_BatchNormWithReLU") if counted[name]}
+
+    assert has("plain") == {"_contrib_BilinearResize2D"}
+    assert has("fast") == {"_contrib_BatchNormWithReLU"}
 
 
 def test_the_loader_is_measured_alone_and_beside_a_training():
@@ -81,7 +100,6 @@ def test_the_profile_names_every_operator():
 @pytest.mark.parametrize(
     "flags, named",
     [
-        (["--num-layers", "57"], "--num-layers 57"),
         (["--num-layers", "57", "--plain"], "--num-layers 57"),
         (["--input-size", "20"], "--input-size 20"),
         (["--net", "imagenet", "--input-size", "32"], "--input-size 32"),
