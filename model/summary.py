@@ -12,7 +12,7 @@ from model.units import units
 from training.arguments import HelpFormatter, OneLineParser, positive_int
 from training.errors import UserError, run
 
-__all__ = ["Layer", "layers", "multiply_adds", "stage_names", "trainable_parameters"]
+__all__ = ["Layer", "layers", "multiply_adds", "products", "stage_names", "trainable_parameters"]
 
 Layer = namedtuple("Layer", ["path", "operator", "shape", "parameters", "multiply_adds"])
 Layer.__doc__ = """One layer of a network.
@@ -48,13 +48,9 @@ def layers(net, input_shape):
 
     Nothing is computed and no parameter allocated: shapes are inferred from ``input_shape`` (N, C, H, W).
     """
-    graph = net(mx.sym.var("data"))
-    internals = graph.get_internals()
-    _, shapes, _ = internals.infer_shape(data=input_shape)
-    shape = dict(zip(internals.list_outputs(), shapes))
+    nodes, shape = _graph(net, input_shape)
     parameters = {p.name: path for path, p in net._collect_params_with_prefix().items() if p.grad_req != "null"}
     blocks = _paths(net)
-    nodes = json.loads(graph.tojson())["nodes"]
     found = []
     for node in nodes:
         inputs = [nodes[source]["name"] for source, *_ in node["inputs"]]
@@ -65,10 +61,30 @@ def layers(net, input_shape):
         path = parameters[own[0]].rsplit(".", 1)[0] if own else blocks.get(block, block)
         output = shape.get(node["name"] + "_output") or shape[node["name"] + "_output0"]
         # one row of the weight makes one output value
-        products = prod(shape[inputs[1]][1:]) if node["op"] in ("Convolution", "FullyConnected") else 0
+        per_value = prod(shape[inputs[1]][1:]) if node["op"] in ("Convolution", "FullyConnected") else 0
         count = sum(prod(shape[name]) for name in own)
-        found.append(Layer(path, node["op"], output, count, products * prod(output)))
+        found.append(Layer(path, node["op"], output, count, per_value * prod(output)))
     return found
+
+
+def products(net, input_shape):
+    """The convolutions and fully connected layers, in the order in which they run on a batch of ``input_shape``.
+
+    Yields for each its node in the network's graph, and the shapes of what it reads and of what it writes.
+    """
+    nodes, shape = _graph(net, input_shape)
+    for node in nodes:
+        if node["op"] in ("Convolution", "FullyConnected"):
+            source = nodes[node["inputs"][0][0]]["name"]
+            yield node, shape.get(source) or shape[f"{source}_output"], shape[f"{node['name']}_output"]
+
+
+def _graph(net, input_shape):
+    """(The nodes of a network's graph, {name of an output: its shape})."""
+    graph = net(mx.sym.var("data"))
+    internals = graph.get_internals()
+    _, shapes, _ = internals.infer_shape(data=input_shape)
+    return json.loads(graph.tojson())["nodes"], dict(zip(internals.list_outputs(), shapes))
 
 
 def _paths(block, path=""):
