@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Sets up .venv and trains Attention-56 on handwritten digits until it reads the held-out fifth of them well.
-# Arguments go to cifar10_train.py, e.g. scripts/demo.sh --epochs 3
+# Arguments go to cifar10_train.py, e.g. scripts/demo.sh --epochs 5
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
 run=demo_$(date +%Y%m%d%H%M%S)
-.venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 2 --batch-size 16 \
+.venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 3 --batch-size 16 \
     --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --run-name "$run" "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
 
