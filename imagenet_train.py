@@ -78,34 +78,30 @@ def main():
 
     prepare_mxnet()  # everything below imports MXNet
     from data.imagenet import open_imagenet
-    from data.loader import ShardedLoader
-    from data.mixing import Mixing
     from model import AttentionNet, attention_net_spec, get_attention_net, units
     from model.units import start_as_shortcuts
-    from training.devices import contexts
+    from training import sync
     from training.evaluation import evaluate
-    from training.loop import fit
+    from training.recipe import choose, train
 
-    models = {unit.network: unit for unit in units.values()}
-    if args.model not in models:
-        raise UserError(f"--model {args.model}: choose one of {', '.join(models)}")
-    if args.num_layers not in attention_net_spec:
-        raise UserError(f"--num-layers {args.num_layers}: choose one of {', '.join(map(str, attention_net_spec))}")
+    unit = choose("--model", args.model, {unit.network: unit for unit in units.values()})
+    choose("--num-layers", args.num_layers, attention_net_spec)
     if not AttentionNet.takes(args.input_size):
         step = AttentionNet.size_step
         raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
-    devices = contexts(args.num_gpus)
-    dataset = open_imagenet(
-        args.data_dir,
-        args.classes,
-        size=args.input_size,
-        crop_ratio=args.crop_ratio,
-        jitter=args.colour_jitter,
-        lighting=args.lighting,
-    )
+
+    def open_dataset():
+        return open_imagenet(
+            args.data_dir,
+            args.classes,
+            size=args.input_size,
+            crop_ratio=args.crop_ratio,
+            jitter=args.colour_jitter,
+            lighting=args.lighting,
+        )
 
     def make_net():
-        net = get_attention_net(dataset.classes, args.num_layers, unit=models[args.model])
+        net = get_attention_net(dataset.classes, args.num_layers, unit=unit)
         if args.last_gamma:
             start_as_shortcuts(net)
         if args.no_wd:
@@ -113,21 +109,12 @@ def main():
                 parameter.wd_mult = 0.0
         return net
 
-    loading = {"seed": args.seed, "threads": args.workers, "limit": args.limit}
-    validation = ShardedLoader(dataset, "test", args.batch_size, devices, training=False, **loading)
-    if args.eval_only:
-        print(evaluate(make_net(), args.params, validation, devices, args))
-        return
-    train = ShardedLoader(dataset, "train", args.batch_size, devices, training=True, **loading)
-    mixing = Mixing(
-        dataset.classes,
-        alpha=args.alpha * args.mix_up,
-        mixup_epochs=args.epochs - args.mix_up_off_epochs,
-        epsilon=args.epsilon,
-        seed=args.seed,
-    )
-    run_stem = f"{dataset.name}_{models[args.model].network}{args.num_layers}"
-    fit(make_net, train, validation, mixing, devices, args, run_stem)
+    with sync.start(args) as workers:
+        dataset = workers.in_turn(open_dataset)
+        if args.eval_only:
+            evaluate(make_net(), args.params, dataset, workers, args)
+        else:
+            train(make_net, dataset, unit.network, workers, args)
 
 
 if __name__ == "__main__":

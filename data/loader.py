@@ -180,6 +180,8 @@ class ShardedLoader:
         Of every `Loader`.
     contexts : list of mxnet.Context
         This process's devices.
+    rank, size : int
+        Which worker this process is, of how many with as many devices each.
 
     Attributes
     ----------
@@ -189,17 +191,18 @@ class ShardedLoader:
     num_images : int
         Images in the set.
     batch_size : int
-        Images a step, over all devices.
+        Images a step, over all devices of all workers.
     """
 
-    def __init__(self, dataset, split, batch_size, contexts, **options):
+    def __init__(self, dataset, split, batch_size, contexts, *, rank=0, size=1, **options):
+        num_shards = size * len(contexts)
         self._loaders = [
-            Loader(dataset, split, batch_size, context, shard=shard, num_shards=len(contexts), **options)
-            for shard, context in enumerate(contexts)
+            Loader(dataset, split, batch_size, context, shard=shard, num_shards=num_shards, **options)
+            for shard, context in enumerate(contexts, rank * len(contexts))
         ]
         self.dataset = dataset
         self.steps, self.num_images = self._loaders[0].steps, self._loaders[0].num_images
-        self.batch_size = batch_size * len(contexts)
+        self.batch_size = batch_size * num_shards
 
     def epoch(self, epoch, first_step=0):
         """Iterate over an epoch's steps: tuples of one `Batch` for each device."""

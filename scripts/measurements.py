@@ -27,11 +27,14 @@ from training.board import Progress
 from training.errors import UserError
 from training.loop import make_trainer, place, train_epoch, train_step
 from training.position import Position
+from training.recipe import choose
+from training.sync import OneProcess
 
 __all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]
 
 FAMILIES = {"cifar": (get_attention_cifar, 10), "imagenet": (get_attention_net, 1000)}  # with the number of classes
 INITIALIZER = mx.init.MSRAPrelu(factor_type="in", slope=0)
+ON_ONE = OneProcess([mx.cpu()])
 WARM_UP = 1  # turns that do not count: memory is allocated and oneDNN's kernels are generated in them
 ALONE_STEPS = 100  # batches of an epoch of the loader alone
 BESIDE_STEPS = 4  # and of one beside the training
@@ -114,8 +117,7 @@ def in_turns(works, rounds):
 
 def make_net(args):
     """The uninitialized network of the flags and its number of classes; UserError for an unknown depth."""
-    if args.num_layers not in attention_net_spec:
-        raise UserError(f"--num-layers {args.num_layers}: choose one of {', '.join(map(str, attention_net_spec))}")
+    choose("--num-layers", args.num_layers, attention_net_spec)
     get_net, classes = FAMILIES[args.net]
     return get_net(classes, args.num_layers), classes
 
@@ -142,10 +144,10 @@ def recipe():
 def training_step(args):
     """A function that takes one training step."""
     net, classes = ready_net(args)
-    trainer = make_trainer(net, recipe())
+    trainer = make_trainer(net, ON_ONE, recipe())
     images = mx.nd.random.normal(shape=input_shape(args))
     targets = (mx.nd.arange(args.batch_size) % classes).one_hot(classes)
-    return lambda: train_step(net, trainer, [(images, targets)])
+    return lambda: train_step(net, trainer, [(images, targets)], ON_ONE)
 
 
 def inference(args):
@@ -271,11 +273,11 @@ def training_epoch(args, loader):
     """A function that trains for an epoch, each time the next one."""
     net, classes = ready_net(args)
     flags, mixing, epochs = recipe(), Mixing(classes), itertools.count()
-    trainer = make_trainer(net, flags)
+    trainer = make_trainer(net, ON_ONE, flags)
 
     def run():
         keeper = Unattended(Position(loader.steps, next(epochs)))
         with Progress(loader.steps, "training", interval=loader.steps + 1) as progress:
-            train_epoch(net, trainer, loader, mixing, lambda step: 0.01, flags, keeper, progress)
+            train_epoch(net, trainer, loader, mixing, lambda step: 0.01, ON_ONE, flags, keeper, progress)
 
     return run

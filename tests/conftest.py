@@ -24,6 +24,18 @@ def shared_data_set(name):
     return path
 
 
+def run_script(script, *flags, **options):
+    """Run a script from the repository's root; returns the finished process."""
+    command = [sys.executable, script, *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def assert_refused(process, *words):
+    """A finished process said in one line what is wrong, with these words in it."""
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
+
+
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory):
     """A folder with 500 + 100 real CIFAR-10 images in the official binary layout."""

@@ -1,6 +1,7 @@
 """The ImageNet script from the shell: recipes, training, evaluation, and what it refuses."""
 
 import csv
+import functools
 import json
 import re
 import subprocess
@@ -11,14 +12,10 @@ import numpy as np
 import pytest
 
 from data.imagenet import prepare
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_refused, run_script
 from training.loop import among_first
 
-
-def train(*flags):
-    """Run imagenet_train.py; returns the finished process."""
-    command = [sys.executable, "imagenet_train.py", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+train = functools.partial(run_script, "imagenet_train.py")
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +103,6 @@ def test_recipes_are_defaults_that_flags_override():
         "last_gamma": True,
     }  # fmt: skip
     assert {name: tricks[name] for name in expected} == expected
-
-
-def assert_refused(process, *words):
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
 
 
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):

@@ -6,16 +6,19 @@ from types import SimpleNamespace
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd, gluon
+from mxnet import autograd
 from mxnet.gluon import nn
 
 from data.loader import ShardedLoader
 from data.mixing import Mixing
 from training.arguments import parse_arguments, training_parser
 from training.board import Board, Progress
-from training.loop import average_statistics, fit, make_trainer, place, train_step, validate
+from training.loop import fit, make_trainer, place, train_step, validate
 from training.runs import new_run
 from training.state import TrainingState
+from training.sync import OneProcess
+
+ON_ONE = OneProcess([mx.cpu()])
 
 
 def small_net():
@@ -47,9 +50,10 @@ def examples(count):
 def parameters_after(contexts, steps=5):
     """Parameters after training on 12 images a step, shared out to the contexts."""
     mx.random.seed(5)
+    sync = OneProcess(contexts)
     net = place(small_net(), contexts, "float32", mx.init.Xavier())
     freeze_normalization(net)
-    trainer = gluon.Trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
+    trainer = sync.trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
     images, targets = examples(12)
     share = 12 // len(contexts)
     for _ in range(steps):
@@ -60,7 +64,7 @@ def parameters_after(contexts, steps=5):
             )
             for i, c in enumerate(contexts)
         ]
-        train_step(net, trainer, shares)
+        train_step(net, trainer, shares, sync)
     return [[p.data(c).asnumpy() for p in net.collect_params().values()] for c in contexts]
 
 
@@ -77,32 +81,32 @@ def test_several_devices_take_the_steps_of_one(num_devices):
 def test_a_step_follows_the_gradient_of_the_mean_loss():
     net = nn.Dense(2, in_units=1, use_bias=False)
     net.initialize(mx.init.Zero())
-    trainer = gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 1.0})
+    trainer = ON_ONE.trainer(net.collect_params(), "sgd", {"learning_rate": 1.0})
     images, targets = mx.nd.array([[1.0], [3.0]]), mx.nd.array([[1, 0], [1, 0]])
-    _, (losses,) = train_step(net, trainer, [(images, targets)])
+    _, (losses,) = train_step(net, trainer, [(images, targets)], ON_ONE)
     np.testing.assert_allclose(losses.asnumpy(), np.log(2) * np.ones(2), rtol=1e-5)
     # the gradient by the logits is softmax - target = (-1/2, 1/2), and the mean image is 2
     np.testing.assert_allclose(net.weight.data().asnumpy(), [[1.0], [-1.0]], rtol=1e-5)
 
 
 def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
-    contexts = [mx.cpu(0), mx.cpu(1)]
-    net = place(small_net(), contexts, "float32", mx.init.Xavier())
-    trainer = make_trainer(net, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
-    state = TrainingState(net, trainer)
+    sync = OneProcess([mx.cpu(0), mx.cpu(1)])
+    net = place(small_net(), sync.devices, "float32", mx.init.Xavier())
+    trainer = make_trainer(net, sync, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
+    state = TrainingState(net, trainer, sync)
     images, targets = examples(4)
-    good = [(images.as_in_context(context), targets.as_in_context(context)) for context in contexts]
-    train_step(net, trainer, good)
-    before = state.gather()
+    good = [(images.as_in_context(context), targets.as_in_context(context)) for context in sync.devices]
+    train_step(net, trainer, good, sync)
+    before = state.gather(state.statistics())
     of_nan = [good[0], (good[1][0] * np.nan, good[1][1])]  # ReLU makes zeros of them: the loss is finite
     with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
-        train_step(net, trainer, of_nan)
+        train_step(net, trainer, of_nan, sync)
     with pytest.raises(FloatingPointError, match="the loss is nan"):
-        train_step(net, trainer, [good[0], (good[1][0], good[1][1] * np.nan)])
-    after = state.gather()
+        train_step(net, trainer, [good[0], (good[1][0], good[1][1] * np.nan)], sync)
+    after = state.gather(state.statistics())
     assert all((after[name] == before[name]).all() for name in before)
-    train_step(net, trainer, good)
-    assert any((state.gather()[name] != before[name]).any() for name in before)
+    train_step(net, trainer, good, sync)
+    assert any((state.gather(state.statistics())[name] != before[name]).any() for name in before)
 
 
 def test_histograms_leave_out_what_has_none(tmp_path):
@@ -118,7 +122,7 @@ def test_histograms_leave_out_what_has_none(tmp_path):
 def test_half_precision_updates_a_float32_copy(optimizer):
     net = nn.Dense(1, in_units=1, use_bias=False)
     args = SimpleNamespace(momentum=0.5, wd=0.0, optimizer=optimizer, float16=True)
-    trainer = make_trainer(place(net, [mx.cpu()], "float16", mx.init.One()), args)
+    trainer = make_trainer(place(net, [mx.cpu()], "float16", mx.init.One()), ON_ONE, args)
     trainer.set_learning_rate(1.0)
     for _ in range(10):
         with autograd.record():
@@ -133,9 +137,11 @@ def test_replicas_share_the_mean_of_their_statistics():
     contexts = [mx.cpu(0), mx.cpu(1)]
     net = nn.BatchNorm(in_channels=2)
     net.initialize(ctx=contexts)
+    sync = OneProcess(contexts)
+    state = TrainingState(net, sync.trainer(net.collect_params(), "sgd", {}), sync)
     for context, value in zip(contexts, (1.0, 3.0)):
         net.running_mean.data(context)[:] = value
-    average_statistics(net)
+    state.average_statistics()
     assert [net.running_mean.data(context).asnumpy().tolist() for context in contexts] == [[2.0, 2.0]] * 2
 
 
@@ -152,7 +158,7 @@ def test_validation_counts_every_image_once(numbered, num_devices, batch_size):
     contexts = [mx.cpu(device) for device in range(num_devices)]
     loader = ShardedLoader(numbered(31), "test", batch_size, contexts, seed=0, training=False)
     with Progress(loader.steps, "validation", 100) as progress:
-        loss, accuracy, _ = validate(FirstChannelMean(), loader, "float32", progress)
+        loss, accuracy, _ = validate(FirstChannelMean(), loader, "float32", ON_ONE, progress)
     assert accuracy == 1
     assert loss == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
 
@@ -164,7 +170,7 @@ def test_filling_images_do_not_count(numbered):
 
     loader = ShardedLoader(numbered(31), "test", 30, [mx.cpu()], seed=0, training=False)
     with Progress(loader.steps, "validation", 100) as progress:
-        assert validate(Wrong(), loader, "float32", progress)[1] == pytest.approx(1 / 31)
+        assert validate(Wrong(), loader, "float32", ON_ONE, progress)[1] == pytest.approx(1 / 31)
 
 
 def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
@@ -179,7 +185,9 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
         nets.append(small_net())
         return nets[-1]
 
-    fit(make_net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), contexts, args, "digits")
+    fit(
+        make_net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), OneProcess(contexts), args, "digits"
+    )
     with open(tmp_path / "text" / "two.csv") as file:
         rows = list(csv.DictReader(file))
     saved = mx.nd.load(str(tmp_path / "params" / "two" / "last.params"))
@@ -188,6 +196,6 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
             for context in contexts:
                 np.testing.assert_array_equal(parameter.data(context).asnumpy(), saved[name].asnumpy())
     with Progress(validation.steps, "validation", 100) as progress:
-        loss, accuracy, _ = validate(nets[0], validation, "float32", progress)
+        loss, accuracy, _ = validate(nets[0], validation, "float32", ON_ONE, progress)
     assert float(rows[-1]["val_loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)

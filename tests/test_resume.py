@@ -19,6 +19,7 @@ from training.checkpoint import Checkpoint, Checkpoints
 from training.errors import Diverged, UserError
 from training.loop import fit
 from training.position import Position
+from training.sync import OneProcess
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -53,7 +54,7 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
                 interrupt(*batch.place[:2])
             return mixing(batch)
 
-    fit(lambda: small_net(10), train_loader, validation, Interrupted(), contexts, args, "digits")
+    fit(lambda: small_net(10), train_loader, validation, Interrupted(), OneProcess(contexts), args, "digits")
 
 
 def stop_at(*places, number=signal.SIGTERM):

@@ -1,6 +1,7 @@
 """The training script from the shell: what it writes, prints and refuses, and that a seed repeats it."""
 
 import csv
+import functools
 import json
 import re
 import subprocess
@@ -11,15 +12,12 @@ import mxnet as mx
 import pytest
 
 from model import get_attention_cifar
-from tests.conftest import ROOT
+from tests.conftest import assert_refused, run_script
 
 HEADER = "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds"
 
 
-def train(*flags):
-    """Run cifar10_train.py; returns the finished process."""
-    command = [sys.executable, "cifar10_train.py", *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+train = functools.partial(run_script, "cifar10_train.py")
 
 
 def train_on_digits(folder, digits, *flags):
@@ -138,11 +136,6 @@ def test_the_csv_of_a_taken_name_is_not_touched(finished, digits):
     process = train_on_digits(folder, digits, "--epochs", 1, "--run-name", path.stem)
     assert_refused(process, "--run-name")
     assert path.read_bytes() == before
-
-
-def assert_refused(process, *words):
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
 
 
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, digits):

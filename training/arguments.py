@@ -22,14 +22,16 @@ MAY_CHANGE = (
     "save_period",
     "checkpoint_minutes",
     "nan_action",
+    "sync",
+    "sync_timeout",
     "data_dir",
     "log_dir",
 )
 
 DEFAULT_LOG_DIR = "./log"
 
-EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space);
-3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
+EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
+another worker); 3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -71,6 +73,26 @@ def training_parser(description, *, datasets, **defaults):
         "--float16",
         action="store_true",
         help="half precision on GPUs; batch normalization, loss and update stay in float32",
+    )
+
+    group = parser.add_argument_group("several workers")
+    group.add_argument(
+        "--sync",
+        choices=["none", "byteps", "horovod"],
+        help="what adds up the gradients of workers that scripts/launch.py or horovodrun started, each with its own "
+        "GPU or CPU (default: the launcher's)",
+    )
+    group.add_argument(
+        "--gradient-compression",
+        choices=["none", "fp16"],
+        default="none",
+        help="send gradients as they are, or in half precision",
+    )
+    group.add_argument(
+        "--sync-timeout",
+        type=positive_float,
+        default=10,
+        help="minutes after which a worker that does not answer is given up",
     )
 
     group = parser.add_argument_group("optimization")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from training.files import append, writing
 
-__all__ = ["Board", "Progress"]
+__all__ = ["Board", "Progress", "SilentBoard"]
 
 HISTOGRAMS = 20  # times a training at which the parameters' distributions are written
 GRID_IMAGES = 32
@@ -82,6 +82,15 @@ class Board:
                 self._events.add_summary(histogram_summary(f"parameters/{name}", values, bins=100), epoch)
 
 
+class SilentBoard:
+    """The `Board` of a worker that is not the first one, which writes for all."""
+
+    def info(self, *_):
+        pass
+
+    epoch = histograms = info
+
+
 class EventFile:
     """A new file of TensorBoard events, written by whoever adds one.
 
@@ -133,13 +142,17 @@ class Progress:
         Steps between plain lines.
     done : int
         Steps that were done before.
+    shown : bool
+        Whether to print anything at all.
     """
 
-    def __init__(self, steps, description, interval, done=0):
+    def __init__(self, steps, description, interval, done=0, shown=True):
         self._steps, self._description, self._interval = steps, description, interval
         self._started = time.monotonic()
         self._done, self._before, self._images = done, done, 0
-        self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", leave=False, disable=None)
+        self._shown = shown
+        disable = None if shown else True  # None: where the output is no terminal
+        self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", leave=False, disable=disable)
 
     def step(self, images, loss=None):
         """One more step done, of ``images`` images; ``loss`` is the mean since the beginning."""
@@ -152,7 +165,7 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix(figures, refresh=False)
             self._bar.update()
-        elif self._done % self._interval == 0:
+        elif self._shown and self._done % self._interval == 0:
             left = tqdm.format_interval(seconds / (self._done - self._before) * (self._steps - self._done))
             figures = "  ".join(f"{name} {value}" for name, value in figures.items())
             print(f"{self._description}  step {self._done}/{self._steps}  {figures}  {left} left", flush=True)

@@ -2,8 +2,9 @@
 
 import signal
 import sys
+import traceback
 
-__all__ = ["Diverged", "UserError", "run"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_TERMINATED", "Diverged", "UserError", "WorkerLost", "report", "run"]
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -21,21 +22,32 @@ class Diverged(UserError):
     status = 3
 
 
-def run(main):
-    """Call a command's ``main()`` and end as it ended.
+class WorkerLost(UserError):
+    """Other workers of a training that do not answer any more."""
 
-    A `UserError` and what the operating system refuses end in one line on stderr and the error's exit status, Ctrl-C in
-    130 and SIGTERM in 143.
-    """
+
+def run(main):
+    """Call a command's ``main()`` and end as it ended; SIGTERM ends it with 143."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.status)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(UserError.status)
-    except KeyboardInterrupt:
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        sys.exit(report(error))
+
+
+def report(error):
+    """Say on stderr how a command ended. Returns its exit status.
+
+    A `UserError`, what the operating system refuses and Ctrl-C are one line each; SystemExit has been explained by
+    whoever raised it; anything else is a fault of the program's, with its traceback.
+    """
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    if isinstance(error, (UserError, OSError)):
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "status", UserError.status)
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return 1

@@ -1,13 +1,17 @@
 """When a training's state goes to disk, and when the training ends before its time."""
 
 import shlex
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from training.arguments import DEFAULT_LOG_DIR
 from training.checkpoint import Checkpoints
-from training.errors import Diverged, UserError
+from training.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from training.position import Totals
 
 __all__ = ["Keeper", "aside"]
 
@@ -19,22 +23,24 @@ class Keeper:
 
     Parameters
     ----------
-    files : training.runs.RunFiles
-    board : training.board.Board
+    files : training.runs.RunFiles or None
+        None for all workers but the first, which writes for all.
+    board : training.board.Board or SilentBoard
     state : training.state.TrainingState
     position : training.position.Position
         Kept up to date by the training.
     data : dict
         What identifies the images to train on, JSON values.
-    signals : training.signals.StopSignals
+    sync : training.sync.OneProcess
+        Has ``signals``. All workers call `restore`, `save`, `attend` and `not_finite` at the same places.
     args : argparse.Namespace
         The flags of `training.arguments`.
     """
 
-    def __init__(self, files, board, state, position, data, signals, args):
+    def __init__(self, files, board, state, position, data, sync, args):
         self._files, self._board, self._state, self.position = files, board, state, position
-        self._data, self._signals, self._args = data, signals, args
-        self._checkpoints = Checkpoints(files.params)
+        self._data, self._sync, self._args = data, sync, args
+        self._checkpoints = Checkpoints(files.params) if sync.rank == 0 else None
         self._path = self._saved = None  # the checkpoint last saved or gone on from, and where that was
         self._when = time.monotonic()
 
@@ -52,13 +58,20 @@ class Keeper:
             raise UserError(
                 f"--epochs {self._args.epochs}: the run {self._files.name} is in epoch {position.epoch + 1}"
             )
+        places = self._sync.gather("place", np.array([[position.epoch, position.step]]))
+        if (places != places[0]).any():
+            raise UserError("the workers found different checkpoints: they need one --log-dir that all of them see")
         self._state.check(checkpoint.layout)
         aside(lambda: self._state.restore(checkpoint.arrays(), resumed.updates))
+        self._saved = self._place()
+        if self._sync.rank != 0:
+            position.totals = Totals(0, 0.0, 0.0)  # the first worker has those of all
+            return
         self._checkpoints.tidy()
         shortened = self._files.cut_back(resumed.sizes)
         for line in [*resumed.damaged, *(f"lines of {name} are missing: it was changed" for name in shortened)]:
             self._board.info(line)
-        self._path, self._saved = checkpoint.path, self._place()
+        self._path = checkpoint.path
         then = checkpoint.facts["position"]
         share = f" (step {then['step']}/{then['steps']} of then)" if then["steps"] != position.steps else ""
         self._board.info(f"resumed at {self.where()}{share}, from {checkpoint.path}")
@@ -66,19 +79,26 @@ class Keeper:
     def save(self):
         """Write a checkpoint, unless the last one is of this very position."""
         if self._place() != self._saved:
-            aside(self._write)
+            aside(self._write, self._state.statistics, self._sync.sum)
             self._saved = self._place()
         self._when = time.monotonic()
 
-    def _write(self):
+    def _write(self, statistics, add_up):
+        """Write a checkpoint of what ``statistics()`` and ``add_up``, a `OneProcess.sum`, give."""
+        position = self.position.to_json()
+        images, *sums = add_up("totals", position["totals"])
+        position["totals"] = [int(images), *map(float, sums)]
+        rows = statistics()
+        if self._sync.rank != 0:
+            return
         facts = {
             "settings": self._args.settings,
             "data": self._data,
-            "position": self.position.to_json(),
+            "position": position,
             "updates": self._state.updates,
         }
         try:
-            arrays = self._state.gather()
+            arrays = self._state.gather(rows)
         except Diverged as error:
             raise Diverged(f"{self.where()}: {error}; the last good state is {self._path}") from None
         self._path = self._checkpoints.save(arrays, {**facts, "sizes": self._files.settle()}, self._path)
@@ -86,14 +106,31 @@ class Keeper:
     def attend(self):
         """To be called between steps: save if it is time to.
 
-        Raises SystemExit, with the state saved, where a signal has come.
+        Raises SystemExit, with the state saved, where a signal has come to any worker.
         """
-        if self._signals.number is not None:
+        number = self._sync.signals.number
+        due = time.monotonic() - self._when >= 60 * self._args.checkpoint_minutes
+        wishes = [number == signal.SIGTERM, number == signal.SIGINT, due and self._sync.rank == 0]
+        terminate, interrupt, due = self._sync.sum("wishes", wishes)
+        if terminate or interrupt:
             self.save()
-            self._board.info(f"stopped at {self.where()}; go on with: {self.resume_command()}")
-            raise SystemExit(128 + self._signals.number)
-        if time.monotonic() - self._when >= 60 * self._args.checkpoint_minutes:
+            if self._sync.rank == 0:
+                self._board.info(f"stopped at {self.where()}; go on with: {self.resume_command()}")
+            self._sync.shutdown()
+            raise SystemExit(EXIT_TERMINATED if terminate else EXIT_INTERRUPTED)
+        if due:
             self.save()
+
+    def lost(self, error):
+        """The other workers do not answer, as the WorkerLost says: save what this one knows, and raise it again.
+
+        The state then has this worker's statistics only; the first worker alone can save it.
+        """
+        if self._sync.rank != 0:
+            raise error
+        if self._place() != self._saved:
+            aside(self._write, self._state.own_statistics, lambda name, numbers: numbers)
+        raise WorkerLost(f"{error}; {self.where()} is saved as {self._path}, go on with: {self.resume_command()}")
 
     def not_finite(self, description):
         """A step was not taken because its loss is not finite, as ``description`` says: go on without, or not.
@@ -109,6 +146,9 @@ class Keeper:
             self.save()
         except Diverged as error:
             raise Diverged(f"{description}; {error}") from None
+        self._sync.shutdown()
+        if self._sync.rank != 0:
+            raise SystemExit(Diverged.status)
         raise Diverged(
             f"{description}; the state before it is {self._path}; --nan-action skip or a lower --lr may help"
         )
@@ -124,7 +164,8 @@ class Keeper:
         """What to type to go on."""
         log_dir = str(self._args.log_dir)
         elsewhere = [] if log_dir == DEFAULT_LOG_DIR else ["--log-dir", log_dir]
-        return shlex.join(["python3", sys.argv[0], "--resume", self._files.name, *elsewhere])
+        command = shlex.join(["python3", sys.argv[0], "--resume", self._files.name, *elsewhere])
+        return command if self._sync.size == 1 else f"{command} (by the same launcher)"
 
     def _place(self):
         return self.position.epoch, self.position.step

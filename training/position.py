@@ -8,34 +8,39 @@ __all__ = ["Position", "Totals"]
 
 
 class Totals:
-    """Sums of losses and hits over an epoch, read from the devices late so that these need not stop for it."""
+    """Sums over an epoch's images of what was found for each, read from the devices late so that these need not stop.
 
-    def __init__(self, count=0, loss=0.0, hits=0.0):
+    Parameters
+    ----------
+    count, sums : numbers
+        Images so far, and the sum of each thing that is found for one.
+    """
+
+    def __init__(self, count, *sums):
         self._pending = deque()
-        self._count, self._loss, self._hits = count, loss, hits
+        self._sums = [count, *sums]
 
-    def add(self, count, losses, hits):
-        """``losses`` and ``hits`` of ``count`` images, arrays (count,)."""
-        self._pending.append((count, losses.sum(), hits.sum()))
+    def add(self, count, *found):
+        """``found`` are arrays (count,), as many each time."""
+        self._pending.append([count, *(values.sum() for values in found)])
 
     def settle(self, behind=0):
         """Wait for all that was added but the last ``behind`` additions."""
         while len(self._pending) > behind:
-            count, loss, hits = self._pending.popleft()
-            self._count += count
-            self._loss += loss.asscalar()
-            self._hits += hits.asscalar()
+            count, *sums = self._pending.popleft()
+            self._sums[0] += count
+            for thing, total in enumerate(sums, 1):
+                self._sums[thing] += total.asscalar()
 
     def means(self):
-        """(mean loss, mean hits) of what has settled; None before anything has."""
-        if not self._count:
-            return None, None
-        return self._loss / self._count, self._hits / self._count
+        """The mean of each thing found, of what has settled; NaN before anything has."""
+        count, *sums = self._sums
+        return [float(total / count) if count else math.nan for total in sums]
 
     def sums(self):
-        """[count, loss, hits] of all that was added, which make the same `Totals` again."""
+        """[count, sum, ...] of all that was added, which make the same `Totals` again."""
         self.settle()
-        return [self._count, float(self._loss), float(self._hits)]
+        return [self._sums[0], *map(float, self._sums[1:])]
 
 
 @dataclasses.dataclass
@@ -49,7 +54,7 @@ class Position:
     seconds : float
         Spent on these steps.
     totals : Totals
-        Of these steps.
+        Of these steps: losses, and hits as `data.mixing.Mixing.metric_name` counts them.
     skipped : int
         Steps in a row, up to here, that were left out because their loss was not finite.
     best_accuracy, best_epoch : float, int
@@ -60,14 +65,14 @@ class Position:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
-    totals: Totals = dataclasses.field(default_factory=Totals)
+    totals: Totals = dataclasses.field(default_factory=lambda: Totals(0, 0.0, 0.0))
     skipped: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
 
     def finish_epoch(self, accuracy):
         """On to the next epoch; ``accuracy`` is the validation's."""
-        self.epoch, self.step, self.seconds, self.totals = self.epoch + 1, 0, 0.0, Totals()
+        self.epoch, self.step, self.seconds, self.totals = self.epoch + 1, 0, 0.0, Totals(0, 0.0, 0.0)
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from training.arguments import NOT_SETTINGS
 from training.checkpoint import Checkpoint, Checkpoints
 from training.errors import UserError
+from training.launched import launched
 from training.position import Position
 from training.runs import RunFiles
 
@@ -82,7 +83,7 @@ def open_run(text, log_dir):
         log_dir, text = folder.parent.parent, folder.name
     if not (Path(log_dir) / "params" / text).is_dir():
         raise UserError(f"--resume: there is no run {Path(log_dir) / 'params' / text}")
-    return Resumed(RunFiles(log_dir, text), checkpoint_path)
+    return Resumed(RunFiles(log_dir, text, to_write=launched().rank == 0), checkpoint_path)
 
 
 def find_newest(log_dir, fits):
@@ -90,7 +91,8 @@ def find_newest(log_dir, fits):
     saved = []
     for folder in Path(log_dir, "params").glob("*/"):
         checkpoints = Checkpoints(folder)
-        if not checkpoints.paths():  # killed while it wrote its first one: nobody else comes to clean up
+        # killed while it wrote its first one: nobody else comes to clean up
+        if not checkpoints.paths() and launched().rank == 0:
             with contextlib.suppress(UserError), RunFiles(log_dir, folder.name):
                 checkpoints.tidy()
         for path in checkpoints.paths():

@@ -20,11 +20,13 @@ class RunFiles:
     log_dir : path
     name : str
         RUN. Its folder params/RUN/ exists.
+    to_write : bool
+        Whether to write it, or, as all workers of a training do but the first, to read only.
 
     Raises UserError where another process holds the run: one at a time may write it.
     """
 
-    def __init__(self, log_dir, name):
+    def __init__(self, log_dir, name, to_write=True):
         self.log_dir, self.name = Path(log_dir), name
         self.board = self.log_dir / "board" / name
         self.log = self.log_dir / "text" / f"{name}.log"
@@ -32,6 +34,8 @@ class RunFiles:
         self.params = self.log_dir / "params" / name
         lock = os.open(self.params, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, lock)
+        if not to_write:
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C as a wish that the training grants when its step is done."""
 
 import signal
+import time
 
 __all__ = ["StopSignals"]
 
@@ -15,10 +16,14 @@ class StopSignals:
     """
 
     def __init__(self):
-        self.number = None
+        self.number = self._when = None
+
+    def age(self):
+        """Seconds since the signal came; 0 where none has."""
+        return 0 if self.number is None else time.monotonic() - self._when
 
     def _note(self, number, _):
-        self.number = number
+        self.number, self._when = number, time.monotonic()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel's own ending needs nobody to look at a flag
 
     def __enter__(self):

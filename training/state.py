@@ -17,11 +17,13 @@ class TrainingState:
         Initialized, on one device or on several.
     trainer : gluon.Trainer
         Its parameters', with ``update_on_kvstore=False``.
+    sync : training.sync.OneProcess
+        What the statistics of other workers come by.
     """
 
-    def __init__(self, net, trainer):
+    def __init__(self, net, trainer, sync):
         trainer.allreduce_grads()  # the first call, which gives every replica the first one's values: not after restore
-        self._trainer = trainer
+        self._trainer, self._sync = trainer, sync
         self._shared, self._statistics = {}, {}  # name: its array on each device
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
             if parameter.grad_req == "null":
@@ -46,29 +48,52 @@ class TrainingState:
         """Updates made so far."""
         return self._trainer.optimizer.num_update
 
-    def gather(self):
-        """Copies of all arrays, {name: numpy array}; of statistics, which differ, one row a device.
+    def own_statistics(self):
+        """This worker's statistics, {name: numpy array}, which differ between devices: one row a device."""
+        return {name: np.stack([v.asnumpy() for v in values]) for name, values in self._statistics.items()}
+
+    def statistics(self):
+        """As `own_statistics`, with the rows of all workers; all of them must call this."""
+        mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing
+        own = self.own_statistics()
+        if self._sync.size == 1 or not own:
+            return own
+        flat = np.concatenate([rows.reshape(len(rows), -1) for rows in own.values()], axis=1)
+        widths = [rows[0].size for rows in own.values()]
+        parts = np.split(self._sync.gather("statistics", flat), np.cumsum(widths)[:-1], axis=1)
+        return {
+            name: part.reshape(-1, *rows.shape[1:]).astype(rows.dtype) for (name, rows), part in zip(own.items(), parts)
+        }
+
+    def average_statistics(self):
+        """Give all replicas of all workers the mean of their statistics, so that they are one network again."""
+        for name, rows in self.statistics().items():
+            # by differences, so that doing it again, as a resumed run may, changes nothing
+            mean = rows[0] + (rows - rows[0]).sum(axis=0) / len(rows)
+            for value in self._statistics[name]:
+                value[:] = mean
+
+    def gather(self, statistics):
+        """Copies of all arrays, {name: numpy array}, with ``statistics`` as the method of that name gives them.
 
         Raises Diverged where a number is not finite: such a state must not replace one that is.
         """
-        mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing
-        arrays = {name: values[0].asnumpy() for name, values in self._shared.items()}
-        arrays.update((name, np.stack([v.asnumpy() for v in values])) for name, values in self._statistics.items())
+        arrays = {name: values[0].asnumpy() for name, values in self._shared.items()} | statistics
         for name, array in arrays.items():
             if not np.isfinite(array).all():
                 raise Diverged(f"{name} is not finite any more and was not saved")
         return arrays
 
     def restore(self, arrays, updates):
-        """Take over what `gather` gave, on these devices; other ones than then share the statistics' means."""
+        """Take over what `gather` gave; where there are more or fewer devices than then, these get the rows' means."""
         for name, values in self._shared.items():
             for value in values:
                 value[:] = arrays[name]
         for name, values in self._statistics.items():
             rows = arrays[name]
-            if len(rows) != len(values):
-                rows = [rows.mean(axis=0)] * len(values)
-            for value, row in zip(values, rows):
+            if len(rows) != len(values) * self._sync.size:
+                rows = [rows.mean(axis=0)] * len(values) * self._sync.size
+            for value, row in zip(values, rows[self._sync.rank * len(values) :]):
                 value[:] = row
         self._trainer.optimizer.begin_num_update = self._trainer.optimizer.num_update = updates
 

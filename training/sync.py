@@ -1,0 +1,261 @@
+"""How the workers of one training, a process each, keep in step: one alone, BytePS or Horovod.
+
+All that workers exchange are sums. The two engines differ in how they add an array up over the workers, and in nothing
+else that the training sees. Every exchange has a name, which always means an array of the same size, and all workers
+make the same exchanges in the same order.
+"""
+
+import concurrent.futures
+import contextlib
+import importlib
+import os
+import sys
+import time
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon
+
+from training.devices import contexts
+from training.errors import UserError, WorkerLost, report
+from training.launched import launched
+
+__all__ = ["BytePS", "Horovod", "OneProcess", "start"]
+
+GRACE = 4  # seconds that a worker told to stop goes on waiting for the others; launchers kill it after 5 or 10
+
+
+@contextlib.contextmanager
+def start(args):
+    """Enter the form of `OneProcess` that --sync names, or else the launcher, and give all workers one seed.
+
+    Raises UserError where the engine is not installed or no launcher started this process.
+    """
+    place = launched()
+    engine = args.sync or place.engine
+    if engine not in ("none", place.engine):
+        launcher = {"byteps": "scripts/launch.py", "horovod": "horovodrun"}[engine]
+        raise UserError(f"--sync {engine}: start the workers with {launcher}")
+    forms = {"byteps": BytePS, "horovod": Horovod}
+    with forms[engine](args) if engine in forms else OneProcess(contexts(args.num_gpus)) as sync:
+        args.seed = args.settings["seed"] = int(sync.sum("seed", [args.seed if sync.rank == 0 else 0])[0])
+        yield sync
+
+
+class OneProcess:
+    """A worker that is alone, and what it is to the others if it is not.
+
+    Attributes
+    ----------
+    rank, size : int
+        Which worker this is, of how many.
+    local_rank : int
+        Which of those on this machine.
+    devices : list of mxnet.Context
+        What this worker trains on.
+    signals : training.signals.StopSignals or None
+        Whose coming means not to wait for other workers much longer.
+    """
+
+    rank, size, local_rank = 0, 1, 0
+    signals = None
+
+    def __init__(self, devices):
+        self.devices = devices
+
+    def trainer(self, parameters, optimizer, options):
+        """A `gluon.Trainer` whose gradients are summed over all workers' devices.
+
+        What its ``step`` and ``update`` divide by is the number of images of all workers.
+        """
+        # each replica is updated where it is, so that the optimizer's arrays are at hand to be saved
+        return gluon.Trainer(parameters, optimizer, options, update_on_kvstore=False)
+
+    def broadcast(self, net):
+        """Give all workers the first one's parameters and auxiliary states of an initialized network."""
+
+    def sum(self, name, numbers):
+        """The sums of every worker's numbers, a float64 array of their shape; small numbers of things stay exact."""
+        return np.asarray(numbers, np.float64)
+
+    def gather(self, name, rows):
+        """All workers' rows, in their order: (rows, columns) of float64 here, (size * rows, columns) out."""
+        everything = np.zeros((self.size, *rows.shape))
+        everything[self.rank] = rows
+        return self.sum(name, everything).reshape(-1, rows.shape[1])
+
+    def barrier(self):
+        """Wait until every worker is here."""
+        self.sum("barrier", [0])
+
+    def in_turn(self, function):
+        """Call ``function`` on the first worker, then on the first of each machine, then on the others, which find the
+        files that it makes. Returns its result."""
+        done = False
+        for turn in (self.rank == 0, self.local_rank == 0, True):
+            if turn and not done:
+                result, done = function(), True
+            self.barrier()
+        return result
+
+    def shutdown(self):
+        """Part from the other workers. All of them must come to this."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None:
+            self.shutdown()
+
+
+class SeveralProcesses(OneProcess):
+    """What BytePS and Horovod share. Raises UserError where ``module`` is not installed.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        The flags of `training.arguments`.
+    """
+
+    module = installer = None
+
+    def __init__(self, args):
+        try:
+            self._engine = importlib.import_module(self.module)
+        except (ImportError, OSError) as error:
+            raise UserError(f"--sync needs {self.module} ({error}): bash {self.installer} installs it") from None
+        if args.num_gpus > 1:
+            raise UserError(f"--num-gpus {args.num_gpus}: a worker has one GPU; have more workers started instead")
+        self._half = args.gradient_compression == "fp16"
+        self._timeout = 60 * args.sync_timeout
+        self._waiting = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._arrays, self._over = {}, False
+        self._engine.init()
+        self.rank, self.size = self._engine.rank(), self._engine.size()
+        self.local_rank = self._engine.local_rank()
+        super().__init__(contexts(args.num_gpus, first=self.local_rank))
+
+    def start_sum(self, array, name, priority=0):
+        """Begin to replace an NDArray by its sum over the workers; with a name it is always the same array.
+
+        Reading the array waits for the end, and so does `wait`, which gives up in the end.
+        """
+        raise NotImplementedError
+
+    def wait(self, *arrays):
+        """Wait until NDArrays can be read.
+
+        Raises WorkerLost where that takes longer than --sync-timeout or, after a signal, `GRACE`, or where the engine
+        has noticed.
+        """
+
+        def ready():
+            for array in arrays:
+                array.wait_to_read()
+
+        future, started = self._waiting.submit(ready), time.monotonic()
+        while not concurrent.futures.wait([future], timeout=0.5).done:  # a worker waiting in MXNet would see no signal
+            waited = time.monotonic() - started
+            if waited > self._timeout or min(waited, self.signals.age() if self.signals else 0) > GRACE:
+                raise WorkerLost(f"worker {self.rank} has lost the others: no answer for {waited:.0f} s")
+        try:
+            future.result()
+        except mx.base.MXNetError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise WorkerLost(f"worker {self.rank} has lost the others: {reason}") from None
+
+    def trainer(self, parameters, optimizer, options):
+        return SummingTrainer(self, self._half, parameters, optimizer, options)
+
+    def broadcast(self, net):
+        for number, parameter in enumerate(net.collect_params().values()):
+            value = parameter.data(self.devices[0])
+            if self.rank != 0:
+                value[:] = 0
+            self.start_sum(value, f"parameter_{number}")
+            self.wait(value)
+
+    def sum(self, name, numbers):
+        numbers = np.asarray(numbers, np.float64)
+        if name not in self._arrays:
+            self._arrays[name] = mx.nd.zeros(numbers.shape, ctx=self.devices[0], dtype="float64")
+        array = self._arrays[name]
+        array[:] = numbers
+        self.start_sum(array, name)
+        self.wait(array)
+        return array.asnumpy()
+
+    def shutdown(self):
+        if not self._over:
+            self._over = True
+            self._engine.shutdown()
+
+    def __exit__(self, kind, error, trace):
+        if error is None:
+            self.shutdown()
+        elif not self._over:
+            # the others know nothing of this worker's end, and what Python does at exit would wait for them
+            status = report(error)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+class BytePS(SeveralProcesses):
+    """A worker that `scripts/launch.py` started."""
+
+    module, installer = "byteps.mxnet", "scripts/install_byteps.sh"
+
+    def __init__(self, args):
+        self._declared = set()
+        super().__init__(args)
+        # a function without a result, whose result BytePS's Python part takes for an error number
+        self._engine.ops.MXNET_LIB_CTYPES.byteps_mxnet_declare_tensor.restype = lambda _: 0
+
+    def start_sum(self, array, name, priority=0):
+        if name not in self._declared:
+            self._engine.byteps_declare_tensor(name)
+            self._declared.add(name)
+        self._engine.byteps_push_pull(array, name=name, priority=priority, is_average=False)
+
+
+class Horovod(SeveralProcesses):
+    """A worker that `horovodrun` started."""
+
+    module, installer = "horovod.mxnet", "scripts/install_horovod.sh"
+
+    def start_sum(self, array, name, priority=0):
+        self._engine.allreduce_(array, average=False, name=name, priority=priority)
+
+
+class SummingTrainer(gluon.Trainer):
+    """A trainer that sums gradients over the workers, by a `SeveralProcesses`.
+
+    Neither engine's own trainer, whose `step` divides by the number of images and of workers both: this one divides
+    once, by what it is given. With ``half``, gradients travel as float16.
+    """
+
+    def __init__(self, sync, half, parameters, optimizer, options):
+        # a list keeps the order of the layers, which is the order in which the next step needs them
+        super().__init__(list(parameters.values()), optimizer, options, kvstore=None, update_on_kvstore=False)
+        self._sync, self._half, self._sent = sync, half, {}
+
+    def _allreduce_grads(self):
+        gradients = []
+        for number, parameter in enumerate(self._params):
+            if parameter.grad_req == "null":
+                continue
+            gradient = parameter.list_grad()[0]
+            gradients.append(gradient)
+            name = f"gradient_{number}"
+            if not self._half:
+                self._sync.start_sum(gradient, name, priority=-number)
+                continue
+            if number not in self._sent:
+                self._sent[number] = mx.nd.empty(gradient.shape, gradient.context, "float16")
+            sent = self._sent[number]
+            gradient.copyto(sent)
+            self._sync.start_sum(sent, name, priority=-number)
+            sent.copyto(gradient)
+        self._sync.wait(*gradients)
