@@ -19,7 +19,7 @@ from pathlib import Path
 from training.errors import UserError
 
 # Either of these is the user's own choice of a thread count.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
 
 # What libmxnet.so of mxnet-cu112 is linked against, as NVIDIA's wheels place it in site-packages/nvidia,
 # each after what it needs itself. The parts that cuDNN and NVRTC open later (libcudnn_ops_infer.so.8,
@@ -58,7 +58,7 @@ def prepare_mxnet(environ=os.environ):
         UserError: If MXNet has already been imported with another thread count, or if it is a CUDA build
             and the NVIDIA driver is missing or a CUDA library cannot be loaded.
     """
-    user_decided = any(environ.get(name) for name in _THREAD_VARIABLES)
+    user_decided = any(environ.get(name) for name in THREAD_VARIABLES)
     if "mxnet" in sys.modules:
         if not user_decided and real_core_count() != _default_thread_count():
             raise UserError("prepare_mxnet() must run before mxnet is imported: it sets OMP_NUM_THREADS")

@@ -1,0 +1,33 @@
+# What train_bps.sh and train_hvd.sh, which read this, have in common: set-up and recipe. NUM_GPUS=N is for N GPUs
+# instead of 8.
+#
+# The learning rate is the published 2.0 as it took effect. In that run gradients were divided by the batch of all
+# workers (1,024) and by their number (8) once more; here they are divided by the batch alone.
+gpus=${NUM_GPUS:-8}
+training=(.venv/bin/python cifar10_train.py --num-layers 56 --num-gpus 1 --workers 2 --batch-size 128 --epochs 200
+    --lr 0.25 --lr-mode cosine --warmup-epochs 10 --mix-up 1 --alpha 1.0)
+
+if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: NUM_GPUS=$gpus is no number of GPUs" >&2
+    exit 2
+fi
+scripts/setup.sh
+# Missing GPUs are named once, here, and before minutes of building. With --num-gpus 0 the workers use the CPU.
+if [[ " $* " != *" --num-gpus 0 "* ]]; then
+    .venv/bin/python - "$gpus" <<'PYTHON'
+import sys
+
+from training.errors import run
+from training.runtime import prepare_mxnet
+
+
+def main():
+    prepare_mxnet()
+    from training.devices import contexts
+
+    contexts(int(sys.argv[1]))
+
+
+run(main)
+PYTHON
+fi
