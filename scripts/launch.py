@@ -52,6 +52,9 @@ NEEDED = {
 }
 ALLOWED = {None: {"num_gpus"}, "scheduler": {"interface"}, "server": {"interface"}, "worker": {"interface", "num_gpus"}}
 
+# A scheduler's or server's whole life is the import, in which Python would never come to see a Ctrl-C.
+SERVE = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import byteps.server"
+
 PATIENCE = 8  # seconds in which the others may save a checkpoint when one has died
 TICK = 0.02  # seconds between looks at the processes
 
@@ -65,8 +68,7 @@ def main():
     if args.role in ("scheduler", "server"):
         if importlib.util.find_spec("byteps") is None:
             raise UserError("BytePS is not installed here: scripts/install_byteps.sh builds it")
-        # The import is the whole life of a scheduler or server. It needs neither MXNet nor a CUDA library.
-        status = supervise({args.role: ([sys.executable, "-c", "import byteps.server"], environ)})
+        status = supervise({args.role: ([sys.executable, "-c", SERVE], environ)})
     else:
         with tempfile.TemporaryDirectory(prefix="launch-", dir="/tmp") as folder:
             # BytePS removes what it finds under the names of its sockets: in /tmp itself, those of another training.

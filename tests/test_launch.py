@@ -327,6 +327,18 @@ def test_scheduler_and_server_are_given_ps_lites_variables(launch, environ, role
     assert {f"[{role}] {name}={value}" for name, value in expected.items()} <= set(lines)
 
 
+def test_ctrl_c_ends_a_server_that_is_deep_in_native_code(start, byteps, tmp_path):
+    lock_twice = "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\nlock(mutex)\n"
+    server = f"import ctypes\n{lock_twice}print('deep')\nlock(mutex)\n"
+    (tmp_path / "byteps" / "server.py").write_text(server)
+    launcher = start("--role", "server", *SEVERAL)
+    while launcher.stdout.readline() != "[server] deep\n":
+        assert launcher.poll() is None
+    time.sleep(0.2)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(10) == 130
+
+
 @pytest.fixture
 def free_port():
     with socket.socket() as probe:
