@@ -95,11 +95,10 @@ PYTHON
         need make make
         need tar tar
         require_tools
-        messages=$(.venv/bin/python -c "from training.runtime import prepare_mxnet; prepare_mxnet(); import mxnet" 2>&1) ||
-            fail "$package is built against MXNet, which does not import: ${messages##*$'\n'}"
-
         echo "Building $package $version against $mxnet; this takes a few minutes."
         install_needs
+        messages=$(.venv/bin/python -c "from training.runtime import prepare_mxnet; prepare_mxnet(); import mxnet" 2>&1) ||
+            fail "$package is built against MXNet, which does not import: ${messages##*$'\n'}"
         work=$(mktemp -d)
         trap 'rm -rf "$work"' EXIT
         echo "$package==$version --hash=sha256:$sha256" >"$work/requirement"
