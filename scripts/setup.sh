@@ -7,10 +7,7 @@
 # a removed Python and a moved repository all repair themselves. Exit status 2: this machine lacks something.
 set -euo pipefail
 
-fail() {
-    echo "setup.sh: $1" >&2
-    exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/shared.sh"
 
 driver_answers() {
     if timeout 20 nvidia-smi -L 2>/dev/null | grep "^GPU" >/dev/null; then return 0; fi
@@ -52,15 +49,6 @@ make_venv() {
     uv venv --quiet --seed --python ">=3.9,<3.12" .venv >/dev/null 2>&1
 }
 
-# Runs pip, whose messages are of interest only when it fails.
-pip_install() {
-    local messages pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input --quiet install)
-    if ! messages=$("${pip[@]}" "$@" 2>&1); then
-        echo "$messages" >&2
-        fail "pip could not install $* (its messages are above)"
-    fi
-}
-
 # The state in which .venv needs nothing done; empty if its Python does not run.
 stamp_of_now() {
     .venv/bin/python -c 'import sys; print(sys.version)' 2>/dev/null || return 0
@@ -83,12 +71,7 @@ case "${RAN_REQUIREMENTS:-}" in
 esac
 if [[ $requirements == requirements.txt ]]; then kind=GPU; else kind=CPU; fi
 
-# One run at a time. A pip that outlives a killed run holds the lock too: it cannot write into a new .venv.
-exec 9<.
-if command -v flock >/dev/null && ! flock --nonblock 9; then
-    echo "Waiting for another setup.sh in this directory."
-    flock 9
-fi
+lock_checkout
 
 stamp=.venv/setup-stamp
 now=$(stamp_of_now)
@@ -101,15 +84,15 @@ nor a uv that can provide one; on Debian 12, apt-get install python3-venv brings
 
     echo "Installing $requirements and requirements-dev.txt into .venv; this takes a few minutes."
     if "$python" -c "import pip, sys; sys.exit(int(pip.__version__.split('.')[0]) >= 21)"; then
-        pip_install pip==23.3.2  # an older one does not know the tags of some of these wheels
+        run_pip install pip==23.3.2  # an older one does not know the tags of some of these wheels
     fi
-    pip_install -r "$requirements" -r requirements-dev.txt
+    run_pip install -r "$requirements" -r requirements-dev.txt
 
     # opencv-python needs libGL, which servers and containers often lack. Its headless twin has the same files
     # without that need; installed over it, pip's records still hold.
     if ! "$python" -c "import cv2" 2>/dev/null; then
         twin=$(sed -n 's/^opencv-python==\([^ ]*\).*/opencv-python-headless==\1/p' requirements-common.txt)
-        pip_install --no-deps --only-binary :all: "$twin"
+        run_pip install --no-deps --only-binary :all: "$twin"
     fi
 
     # A GPU set may be installed where there is no driver yet, as in the build of a container image.
