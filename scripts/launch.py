@@ -260,21 +260,23 @@ def start(command, environ):
 
 
 def wait(running, received):
-    """Wait for all processes. Signals that arrive in ``received`` are passed on; one that dies ends the others."""
-    running, status, passed_on, deadline = dict(running), 0, set(), math.inf
+    """Wait for all processes. Signals that arrive in ``received`` are passed on, from the third on as SIGKILL; when one
+    process has died, or has ended by a signal, the others have `PATIENCE`."""
+    running, status, passed_on, deadline = dict(running), 0, [], math.inf
     while running:
         while received:
-            passed_on.add(received[0])
-            send(received.pop(0), running.values())
+            passed_on.append(received.pop(0))
+            send(passed_on[-1] if len(passed_on) < 3 else signal.SIGKILL, running.values())
         for name, process in list(running.items()):
             if process.poll() is None:
                 continue
             del running[name]
             ended = process.returncode if process.returncode >= 0 else 128 - process.returncode
             status = status or ended
-            if ended and ended - 128 not in passed_on and deadline == math.inf:
-                say(name, process.returncode, others=bool(running))
-                send(signal.SIGTERM, running.values())
+            if ended and deadline == math.inf:
+                if ended - 128 not in passed_on:
+                    say(name, process.returncode, others=bool(running))
+                    send(signal.SIGTERM, running.values())
                 deadline = time.monotonic() + PATIENCE
         if time.monotonic() > deadline:
             send(signal.SIGKILL, running.values())
