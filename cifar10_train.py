@@ -3,7 +3,7 @@
 
 import functools
 
-from training.arguments import parse_arguments, training_parser
+from training.arguments import choose, parse_arguments, training_parser
 from training.errors import run
 from training.runtime import prepare_mxnet
 
@@ -20,7 +20,7 @@ def main():
     from data.digits import open_digits
     from model import attention_net_spec, get_attention_cifar, units
     from training import sync
-    from training.recipe import choose, train
+    from training.recipe import train
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     unit = choose("--unit", args.unit, units)

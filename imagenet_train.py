@@ -3,6 +3,7 @@
 
 from training.arguments import (
     OneLineParser,
+    choose,
     fraction,
     non_negative_float,
     parse_arguments,
@@ -82,7 +83,7 @@ def main():
     from model.units import start_as_shortcuts
     from training import sync
     from training.evaluation import evaluate
-    from training.recipe import choose, train
+    from training.recipe import train
 
     unit = choose("--model", args.model, {unit.network: unit for unit in units.values()})
     choose("--num-layers", args.num_layers, attention_net_spec)

@@ -9,7 +9,7 @@ import mxnet as mx
 
 from model.attention_net import AttentionNet, AttentionNetCifar, attention_net_spec
 from model.units import units
-from training.arguments import HelpFormatter, OneLineParser, positive_int
+from training.arguments import HelpFormatter, OneLineParser, choose, positive_int
 from training.errors import UserError, run
 
 __all__ = ["Layer", "layers", "multiply_adds", "products", "stage_names", "trainable_parameters"]
@@ -141,11 +141,10 @@ def main():
     args = parser.parse_args()
     network, size, classes = (AttentionNetCifar, 32, 10) if args.cifar else (AttentionNet, 224, 1000)
     size, classes = args.input_size or size, args.classes or classes
-    if args.num_layers not in attention_net_spec:
-        raise UserError(f"--num-layers {args.num_layers}: choose one of {', '.join(map(str, attention_net_spec))}")
+    stages = choose("--num-layers", args.num_layers, attention_net_spec)
     if not network.takes(size):
         raise UserError(f"--input-size {size}: choose a multiple of {network.size_step} above {network.size_step}")
-    net = network(classes, *attention_net_spec[args.num_layers], unit=units[args.unit])
+    net = network(classes, *stages, unit=units[args.unit])
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # head and less may close the pipe early
     for line in table(net, (1, 3, size, size)):
         print(line)

@@ -22,12 +22,11 @@ from data.records import write_records
 from model import attention_net_spec, get_attention_cifar, get_attention_net
 from model.plain import make_plain
 from model.summary import products
-from training.arguments import training_parser
+from training.arguments import choose, training_parser
 from training.board import Progress
 from training.errors import UserError
 from training.loop import make_trainer, place, train_epoch, train_step
 from training.position import Position
-from training.recipe import choose
 from training.sync import OneProcess
 
 __all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]

@@ -22,25 +22,18 @@ def main():
     parser = training_parser(__doc__, datasets=["digits"], epochs=1, seed=1, lr=0.05, log_dir=folder)
     args = parse_arguments(parser, flags)
     prepare_mxnet()
-    from mxnet.gluon import nn
-
     from data.augmentation import WholeImage
     from data.digits import open_digits
-    from model.units import PreActivationBottleneck
+    from tests.test_loop import small_net
     from training import sync
     from training.recipe import train
-
-    def make_net():
-        net = nn.HybridSequential()
-        net.add(PreActivationBottleneck(8, 3), nn.GlobalAvgPool2D(), nn.Dense(10, in_units=8))
-        return net
 
     with sync.start(args) as workers:
         dataset = workers.in_turn(functools.partial(open_digits, args.data_dir))
         if what == "steps":
-            take_steps(make_net(), dataset._replace(training_crop=WholeImage()), workers, args, Path(folder))
+            take_steps(small_net(), dataset._replace(training_crop=WholeImage()), workers, args, Path(folder))
         else:
-            train(make_net, dataset, "small", workers, args)
+            train(small_net, dataset, "small", workers, args)
 
 
 def take_steps(net, dataset, workers, args, folder):

@@ -138,6 +138,23 @@ def test_devices_of_a_process_go_in_step(numbered):
     assert sorted(label for step in steps for batch in step for label in batch.labels.asnumpy()) == list(range(40))
 
 
+def test_workers_share_out_every_epoch_and_one_with_all_their_devices_sees_the_same_steps(numbered):
+    dataset, devices = numbered(40), [mx.cpu(0), mx.cpu(1)]
+
+    def labels(epoch, contexts, **place):
+        loader = ShardedLoader(dataset, "train", 5, contexts, seed=1, training=True, **place)
+        return [[set(batch.labels.asnumpy()) for batch in step] for step in loader.epoch(epoch)]
+
+    epochs = []
+    for epoch in (0, 1):
+        workers = [labels(epoch, devices, rank=rank, size=2) for rank in (0, 1)]
+        together = labels(epoch, [mx.cpu(number) for number in range(4)])
+        assert [first + second for first, second in zip(*workers)] == together
+        assert set().union(*(share for step in together for share in step)) == set(range(40))
+        epochs.append(together)
+    assert epochs[0] != epochs[1]
+
+
 def test_a_batch_larger_than_the_set_is_refused(numbered):
     with pytest.raises(UserError, match=r"20 images.*batch of 15 on each of 2.*--batch-size"):
         make_loader(numbered(20), batch_size=15, num_shards=2)

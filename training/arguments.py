@@ -7,7 +7,9 @@ import secrets
 import sys
 from pathlib import Path
 
-__all__ = ["NOT_SETTINGS", "parse_arguments", "training_parser"]
+from training.errors import UserError
+
+__all__ = ["NOT_SETTINGS", "choose", "parse_arguments", "training_parser"]
 
 # A checkpoint holds all flags but these, which say where the run is and not how it trains.
 NOT_SETTINGS = {"resume", "run_name", "log_dir"}
@@ -191,6 +193,13 @@ def parse_arguments(parser, argv=None):
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings, args.resumed = settings, resumed
     return args
+
+
+def choose(flag, name, table):
+    """``table[name]``. Raises UserError, with the names that a flag may have, where there is none."""
+    if name not in table:
+        raise UserError(f"{flag} {name}: choose one of {', '.join(map(str, table))}")
+    return table[name]
 
 
 def _merge(parser, argv, args):

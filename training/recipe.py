@@ -2,17 +2,9 @@
 
 from data.loader import ShardedLoader
 from data.mixing import Mixing
-from training.errors import UserError
 from training.loop import fit
 
-__all__ = ["choose", "loader", "train"]
-
-
-def choose(flag, name, table):
-    """``table[name]``. Raises UserError, with the names that a flag may have, where there is none."""
-    if name not in table:
-        raise UserError(f"{flag} {name}: choose one of {', '.join(map(str, table))}")
-    return table[name]
+__all__ = ["loader", "train"]
 
 
 def loader(dataset, split, sync, args, *, training):
