@@ -12,6 +12,7 @@ from training.board import Board, Progress
 from training.exports import Exports
 from training.keeper import Keeper, aside
 from training.position import Position, Totals
+from training.recomputation import Recomputation
 from training.runs import new_run
 from training.schedule import learning_rates
 from training.signals import StopSignals
@@ -57,8 +58,10 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
         mx.random.seed(args.seed)
         dtype = precision(args)
         # He et al.'s initialization, which the paper uses (section 4.1): variance 2 / fan-in
-        net = place(make_net(), contexts, dtype, mx.init.MSRAPrelu(factor_type="in", slope=0))
-        evaluated = place(make_net(), contexts, dtype, mx.init.Zero())
+        he = mx.init.MSRAPrelu(factor_type="in", slope=0)
+        net = place(make_net(), contexts, dtype, he, args.memory_saving)
+        evaluated = place(make_net(), contexts, dtype, mx.init.Zero(), args.memory_saving)
+        trained = Recomputation(net) if args.memory_saving else net
         trainer = make_trainer(net, args)
         rates = learning_rates(args.lr_mode, args.lr, args.epochs, train.steps, args.warmup_epochs, args.lr_steps)
         exports = Exports(files.params, args.save_period)
@@ -81,7 +84,7 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
             keeper.attend()
             title = f"epoch {number}/{args.epochs}"
             with Progress(train.steps, title, args.log_interval, position.step) as progress:
-                train_loss, train_metric = train_epoch(net, trainer, train, mixing, rates, args, keeper, progress)
+                train_loss, train_metric = train_epoch(trained, trainer, train, mixing, rates, args, keeper, progress)
             average_statistics(net)
             hand_over(net, evaluated)
             started = time.monotonic()
@@ -108,13 +111,16 @@ def fit(make_net, train, validation, mixing, contexts, args, run_stem):
         board.info(f"Finished: best validation accuracy {accuracy} ({files.csv})")
 
 
-def place(net, contexts, dtype, initializer):
-    """Initialize a network on devices, in a precision, as one static graph on each. Returns it."""
+def place(net, contexts, dtype, initializer, memory_saving=False):
+    """Initialize a network on devices, in a precision, as one graph on each. Returns it.
+
+    The graph is static, which is faster, unless ``memory_saving``: a static one keeps its memory.
+    """
     net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     if contexts[0].device_type == "cpu":
         fuse(net)
-    net.hybridize(static_alloc=True, static_shape=True)
+    net.hybridize(static_alloc=not memory_saving, static_shape=not memory_saving)
     return net
 
 
@@ -144,7 +150,7 @@ def hand_over(net, evaluated):
 def train_epoch(net, trainer, train, mixing, learning_rate, args, keeper, progress):
     """What is left of a pass over the training images. Returns the mean loss and the mean of the metric `Mixing` names.
 
-    ``keeper`` has the position and looks after the state between steps.
+    ``net`` is the network or its `Recomputation`. ``keeper`` has the position and looks after the state between steps.
     """
     position = keeper.position
     started = time.monotonic() - position.seconds
@@ -182,7 +188,7 @@ def describe(shares):
 
 
 def train_step(net, trainer, shares):
-    """One update from one batch a device.
+    """One update from one batch a device, of a network or its `Recomputation`.
 
     ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
     (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
@@ -202,6 +208,8 @@ def train_step(net, trainer, shares):
     if not problem:
         mx.nd.waitall()  # for the copies: the engine does not know that the backward pass changes the statistics
         autograd.backward(losses)
+        if isinstance(net, Recomputation):
+            net.backward()
         norm = math.sqrt(squared_norm(trainer))
         problem = None if math.isfinite(norm) else f"the gradient's norm is {norm}"
     if problem:
