@@ -17,8 +17,8 @@ class Recomputation:
     Parameters
     ----------
     net : HybridBlock
-        Initialized. Its ``pieces()`` are blocks that, one after the other, do what it does. They must not be hybridized
-        with ``static_alloc``, by which each would keep its memory for itself.
+        Initialized. Its ``pieces()`` are blocks that, one after the other, do what it does; the first has parameters.
+        They must not be hybridized with ``static_alloc``, by which each would keep its memory for itself.
     """
 
     def __init__(self, net):
