@@ -86,6 +86,10 @@ class AttentionNet(nn.HybridBlock):
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
 
+    def pieces(self):
+        """The blocks that the network is when they run one after the other; each attention module is one."""
+        return [*self.features, self.output]
+
     @classmethod
     def takes(cls, size):
         """Whether images may have a height or width of ``size``."""

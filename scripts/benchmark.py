@@ -16,7 +16,11 @@ from training.runtime import prepare_mxnet
 
 # Input size by default, and what others must be multiples of and at least.
 SIZES = {"cifar": (32, 8, 16), "imagenet": (224, 32, 64)}
-FORMS = ("fast", "plain")
+FORMS = {
+    "fast": "as the training scripts have it",
+    "saving": "with their flag --memory-saving",
+    "plain": "MXNet's own interpolation, sigmoid, thread count and memory",
+}
 
 
 def parse_arguments():
@@ -28,13 +32,14 @@ def parse_arguments():
     parser.add_argument("--rounds", type=positive_int, default=5, help="measurements of each thing, taken in turns")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--form", choices=FORMS, default=FORMS[0], help="what to measure; plain: see --plain")
+    forms = "; ".join(f"{form}: {meaning}" for form, meaning in FORMS.items())
+    mode.add_argument("--form", choices=list(FORMS), default="fast", help=f"the network's form; {forms}")
     mode.add_argument(
         "--plain",
         action="store_true",
-        help="measure the straightforward form too, in turns with the fast one, each in processes of its own: "
-        "MXNet's own interpolation, sigmoid, thread count and memory",
+        help="measure the plain form too, in turns with the fast one, each in processes of its own",
     )
+    mode.add_argument("--memory-saving", action="store_true", help="the same with the saving form")
     mode.add_argument(
         "--loader", action="store_true", help="measure the loader alone and what it costs a training beside it"
     )
@@ -49,13 +54,16 @@ def parse_arguments():
     return args
 
 
-def measure_both(args):
-    """What `scripts.measurements.measure_form` returns, {form: ...}, with ``args.rounds`` processes for each form."""
+def measure_both(other, args):
+    """What `scripts.measurements.measure_form` returns of the fast form and an ``other``, {form: ...}.
+
+    Each of the ``args.rounds`` turns of a form is a process of its own.
+    """
     flags = ["--net", args.net, "--num-layers", args.num_layers, "--batch-size", args.batch_size]
     flags += ["--input-size", args.input_size, "--rounds", 1, "--json"]
-    turns = {form: [] for form in FORMS}
+    turns = {form: [] for form in ("fast", other)}
     for _ in range(args.rounds):
-        for form in FORMS:
+        for form in turns:
             command = [sys.executable, __file__, "--form", form, *map(str, flags)]
             child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if child.returncode < 0:
@@ -107,12 +115,13 @@ def compare_forms(measured, args):
     figures = {form: form_figures(measured[form], args.batch_size) for form in measured}
     lines = [line for form in figures for line in form_lines(form, figures[form])]
     if len(figures) > 1:
+        fast, other = figures
         times = {
-            name: figures["fast"][f"{name}_images_per_second"] / figures["plain"][f"{name}_images_per_second"]
+            name: figures[fast][f"{name}_images_per_second"] / figures[other][f"{name}_images_per_second"]
             for name in ("training", "inference")
         }
-        figures["fast_to_plain"] = times
-        lines.append("fast to plain   " + "   ".join(f"{name} {value:.2f} times" for name, value in times.items()))
+        figures[f"{fast}_to_{other}"] = times
+        lines.append(f"{fast} to {other}   " + "   ".join(f"{name} {value:.2f} times" for name, value in times.items()))
     return figures, lines
 
 
@@ -143,12 +152,12 @@ def operator_lines(operators):
 
 def main():
     args = parse_arguments()
-    if args.plain:
-        figures, lines = compare_forms(measure_both(args), args)
+    if args.plain or args.memory_saving:
+        figures, lines = compare_forms(measure_both("plain" if args.plain else "saving", args), args)
     else:
         if args.profile:
             os.environ["MXNET_EXEC_BULK_EXEC_TRAIN"] = "0"
-        if args.form == "fast":
+        if args.form != "plain":
             prepare_mxnet()
         from scripts.measurements import measure_form, measure_loader, measure_operators
 

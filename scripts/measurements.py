@@ -27,6 +27,7 @@ from training.board import Progress
 from training.errors import UserError
 from training.loop import make_trainer, place, train_epoch, train_step
 from training.position import Position
+from training.recomputation import Recomputation
 from training.sync import OneProcess
 
 __all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]
@@ -124,11 +125,18 @@ def make_net(args):
 def ready_net(args):
     """The network in the form of the flags, initialized and hybridized, and its number of classes."""
     net, classes = make_net(args)
-    if args.form == "fast":
-        return place(net, [mx.cpu()], "float32", INITIALIZER), classes
-    make_plain(net).initialize(INITIALIZER)
-    net.hybridize()
+    if args.form == "plain":
+        make_plain(net).initialize(INITIALIZER)
+        net.hybridize()
+    else:
+        place(net, [mx.cpu()], "float32", INITIALIZER, memory_saving=args.form == "saving")
     return net, classes
+
+
+def ready_training(args):
+    """The network of the flags or, in the saving form, its `Recomputation`, its trainer, and its number of classes."""
+    net, classes = ready_net(args)
+    return Recomputation(net) if args.form == "saving" else net, make_trainer(net, ON_ONE, recipe()), classes
 
 
 def input_shape(args):
@@ -142,8 +150,7 @@ def recipe():
 
 def training_step(args):
     """A function that takes one training step."""
-    net, classes = ready_net(args)
-    trainer = make_trainer(net, ON_ONE, recipe())
+    net, trainer, classes = ready_training(args)
     images = mx.nd.random.normal(shape=input_shape(args))
     targets = (mx.nd.arange(args.batch_size) % classes).one_hot(classes)
     return lambda: train_step(net, trainer, [(images, targets)], ON_ONE)
@@ -270,9 +277,8 @@ def every_batch(loader):
 
 def training_epoch(args, loader):
     """A function that trains for an epoch, each time the next one."""
-    net, classes = ready_net(args)
+    net, trainer, classes = ready_training(args)
     flags, mixing, epochs = recipe(), Mixing(classes), itertools.count()
-    trainer = make_trainer(net, ON_ONE, flags)
 
     def run():
         keeper = Unattended(Position(loader.steps, next(epochs)))

@@ -116,14 +116,14 @@ def test_the_thread_count_is_the_number_of_real_cores(mxnet_not_imported):
     environ = {}
     prepare_mxnet(environ)
     prepare_mxnet(environ)
-    assert environ == {"OMP_NUM_THREADS": str(real_core_count())}
+    assert environ == {"OMP_NUM_THREADS": str(real_core_count()), "MXNET_CPU_TEMP_COPY": "1"}
 
 
 @pytest.mark.parametrize("chosen", [{"OMP_NUM_THREADS": "7"}, {"MXNET_OMP_MAX_THREADS": "7"}])
-def test_the_users_thread_count_is_kept(mxnet_not_imported, chosen):
-    environ = dict(chosen)
+def test_the_users_thread_count_and_work_spaces_are_kept(mxnet_not_imported, chosen):
+    environ = {**chosen, "MXNET_CPU_TEMP_COPY": "2"}
     prepare_mxnet(environ)
-    assert environ == chosen
+    assert environ == {**chosen, "MXNET_CPU_TEMP_COPY": "2"}
 
 
 def test_too_late_is_an_error_only_where_it_makes_a_difference(monkeypatch):

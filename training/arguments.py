@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "mix_up_off_epochs",
     "workers",
     "num_gpus",
+    "memory_saving",
     "log_interval",
     "save_period",
     "checkpoint_minutes",
@@ -75,6 +76,13 @@ def training_parser(description, *, datasets, **defaults):
         "--float16",
         action="store_true",
         help="half precision on GPUs; batch normalization, loss and update stay in float32",
+    )
+
+    group.add_argument(
+        "--memory-saving",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute again what the backward pass needs instead of keeping it: slower, with the same numbers",
     )
 
     group = parser.add_argument_group("several workers")

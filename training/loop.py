@@ -15,6 +15,7 @@ from training.errors import WorkerLost
 from training.exports import Exports
 from training.keeper import Keeper, aside
 from training.position import Position, Totals
+from training.recomputation import Recomputation
 from training.runs import new_run
 from training.schedule import learning_rates
 from training.signals import StopSignals
@@ -64,8 +65,10 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
         mx.random.seed(args.seed)
         dtype = precision(args)
         # He et al.'s initialization, which the paper uses (section 4.1): variance 2 / fan-in
-        net = place(make_net(), sync.devices, dtype, mx.init.MSRAPrelu(factor_type="in", slope=0))
-        evaluated = place(make_net(), sync.devices, dtype, mx.init.Zero())
+        he = mx.init.MSRAPrelu(factor_type="in", slope=0)
+        net = place(make_net(), sync.devices, dtype, he, args.memory_saving)
+        evaluated = place(make_net(), sync.devices, dtype, mx.init.Zero(), args.memory_saving)
+        trained = Recomputation(net) if args.memory_saving else net
         trainer = make_trainer(net, sync, args)
         state = TrainingState(net, trainer, sync)
         sync.broadcast(net)
@@ -95,7 +98,7 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
                 title = f"epoch {number}/{args.epochs}"
                 with Progress(train.steps, title, args.log_interval, position.step, shown=leads) as progress:
                     train_loss, train_metric = train_epoch(
-                        net, trainer, train, mixing, rates, sync, args, keeper, progress
+                        trained, trainer, train, mixing, rates, sync, args, keeper, progress
                     )
                 state.average_statistics()
                 hand_over(net, evaluated)
@@ -127,13 +130,16 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
             board.info(f"Finished: best validation accuracy {accuracy} ({files.csv})")
 
 
-def place(net, contexts, dtype, initializer):
-    """Initialize a network on devices, in a precision, as one static graph on each. Returns it."""
+def place(net, contexts, dtype, initializer, memory_saving=False):
+    """Initialize a network on devices, in a precision, as one graph on each. Returns it.
+
+    The graph is static, which is faster, unless ``memory_saving``: a static one keeps its memory.
+    """
     net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     if contexts[0].device_type == "cpu":
         fuse(net)
-    net.hybridize(static_alloc=True, static_shape=True)
+    net.hybridize(static_alloc=not memory_saving, static_shape=not memory_saving)
     return net
 
 
@@ -162,7 +168,7 @@ def hand_over(net, evaluated):
 def train_epoch(net, trainer, train, mixing, learning_rate, sync, args, keeper, progress):
     """What is left of a pass over the training images. Returns the mean loss and the mean of the metric `Mixing` names.
 
-    ``keeper`` has the position and looks after the state between steps.
+    ``net`` is the network or its `Recomputation`. ``keeper`` has the position and looks after the state between steps.
     """
     position = keeper.position
     started = time.monotonic() - position.seconds
@@ -200,7 +206,7 @@ def describe(shares):
 
 
 def train_step(net, trainer, shares, sync):
-    """One update from one batch a device.
+    """One update from one batch a device, of a network or its `Recomputation`.
 
     ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
     (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
@@ -217,6 +223,8 @@ def train_step(net, trainer, shares, sync):
         losses = [loss_of_targets(output, targets) for output, (_, targets) in zip(outputs, shares)]
     mx.nd.waitall()  # for the copies: the engine does not know that the backward pass changes the statistics
     autograd.backward(losses)
+    if isinstance(net, Recomputation):
+        net.backward()
     images = sync.size * sum(len(loss) for loss in losses)
     try:
         trainer.allreduce_grads()

@@ -45,13 +45,16 @@ def prepare_mxnet(environ=os.environ):
     MXNet takes half the visible cores, on the assumption that they are hyper-threads; where they are not,
     that halves its throughput.
 
+    MXNET_CPU_TEMP_COPY becomes 1 unless the user has set it: MXNet would keep four work spaces for its operators,
+    each as large as the largest, of which one at a time is used.
+
     With a CUDA build of MXNet, the CUDA 11 libraries that pip installed are loaded, so LD_LIBRARY_PATH is not
     needed. Libraries that pip did not install are left for MXNet to find on the system.
 
     A second call changes nothing.
 
     Args:
-        environ: The environment to read and to write OMP_NUM_THREADS to. MXNet sees that of this process,
+        environ: The environment to read and to write both variables to. MXNet sees that of this process,
             os.environ; another mapping may serve a process yet to be started.
 
     Raises:
@@ -65,6 +68,7 @@ def prepare_mxnet(environ=os.environ):
         return
     if not user_decided:
         environ["OMP_NUM_THREADS"] = str(real_core_count())
+    environ.setdefault("MXNET_CPU_TEMP_COPY", "1")
     site_packages = _cuda_build_location()
     if site_packages is not None:
         _load_cuda_libraries(site_packages / "nvidia")

@@ -1,0 +1,143 @@
+"""Training that computes maps again instead of keeping them takes the same steps, to the bit, in less memory."""
+
+import json
+from types import SimpleNamespace
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd, gluon
+from mxnet.gluon import nn
+
+from data.mixing import mixup
+from model import AttentionNet, AttentionNetCifar, units
+from tests.test_benchmark import printed
+from tests.test_training import train_on_digits
+from training.loop import make_trainer, place, train_step
+from training.recomputation import Recomputation
+from training.state import TrainingState
+
+
+def training(family, unit, memory_saving, devices):
+    """A shallow network of the family, the same or its `Recomputation`, and the trainer."""
+    net = family(10, (1, 1, 1), (1, 1, 1), unit=units[unit])
+    mx.random.seed(1)
+    place(net, [mx.cpu(device) for device in range(devices)], "float32", mx.init.MSRAPrelu(), memory_saving)
+    trainer = make_trainer(net, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
+    return net, Recomputation(net) if memory_saving else net, trainer
+
+
+def mixed_shares(size, devices, seed):
+    """Four mixtures of images with their targets for each device."""
+    draw = np.random.default_rng(seed)
+    shares = []
+    for device in range(devices):
+        images = mx.nd.array(draw.normal(size=(4, 3, size, size)), ctx=mx.cpu(device))
+        targets = mx.nd.array(draw.integers(0, 10, 4), ctx=mx.cpu(device)).one_hot(10)
+        shares.append(mixup(images, targets, 0.7))
+    return shares
+
+
+def three_steps(family, unit, size, memory_saving, devices):
+    """The logits and losses of three steps, and the gradients, statistics and all else at the end, as numpy arrays."""
+    net, trained, trainer = training(family, unit, memory_saving, devices)
+    results = []
+    for seed in range(3):
+        outputs, losses = train_step(trained, trainer, mixed_shares(size, devices, seed))
+        results += [array.asnumpy() for array in (*outputs, *losses)]
+    for parameter in trainer._params:
+        if parameter.grad_req != "null":
+            results += [gradient.asnumpy() for gradient in parameter.list_grad()]
+    return [*results, *TrainingState(net, trainer).gather().values()]
+
+
+@pytest.mark.parametrize(
+    "family, unit, size, devices",
+    [
+        (AttentionNetCifar, "bottleneck", 32, 1),
+        (AttentionNetCifar, "bottleneck", 16, 2),
+        (AttentionNetCifar, "resnext", 16, 1),
+        (AttentionNetCifar, "inception", 16, 1),
+        (AttentionNetCifar, "se", 16, 1),
+        (AttentionNet, "bottleneck", 96, 1),
+    ],
+)
+def test_the_numbers_are_the_same_to_the_bit(family, unit, size, devices):
+    kept = three_steps(family, unit, size, False, devices)
+    again = three_steps(family, unit, size, True, devices)
+    assert len(kept) == len(again) > 100
+    for one, other in zip(kept, again):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_step_that_is_left_out_changes_nothing_of_the_next_one():
+    def after(*steps):
+        net, trained, trainer = training(AttentionNetCifar, "bottleneck", True, 2)
+        for images_are_bad, targets_are_bad in steps:
+            shares = mixed_shares(16, 2, seed=5)
+            shares[1] = tuple(
+                array * np.nan if bad else array for array, bad in zip(shares[1], (images_are_bad, targets_are_bad))
+            )
+            try:
+                train_step(trained, trainer, shares)
+            except FloatingPointError:
+                assert images_are_bad or targets_are_bad
+        return TrainingState(net, trainer).gather()
+
+    good = (False, False)
+    expected, values = after(good, good), after(good, (True, False), (False, True), good)
+    for name in expected:
+        np.testing.assert_array_equal(values[name], expected[name])
+
+
+class ForwardStatistics(nn.Block):
+    """Doubles its input; keeps its statistics as batch normalization does on a GPU, in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        with self.name_scope():
+            self.running_mean = self.params.get("running_mean", shape=(1,), init="zeros", differentiable=False)
+
+    def forward(self, x):
+        if autograd.is_training():
+            mean = self.running_mean.data(x.context)
+            mean[:] = 0.5 * mean + 0.5 * x.mean()
+        return 2 * x
+
+
+def test_statistics_that_the_forward_pass_keeps_are_updated_once():
+    class Pieces(nn.Sequential):
+        def pieces(self):
+            return list(self)
+
+    net = Pieces()
+    net.add(nn.Dense(3, in_units=3), ForwardStatistics(), ForwardStatistics(), nn.Dense(10, in_units=3))
+    net.initialize(mx.init.One())
+    trainer = gluon.Trainer(net.collect_params(), "sgd")
+    train_step(Recomputation(net), trainer, [(mx.nd.ones((2, 3)), mx.nd.one_hot(mx.nd.arange(2), 10))])
+    assert [block.running_mean.data().asscalar() for block in (net[1], net[2])] == [1.5, 3.0]
+
+
+def test_a_run_may_go_on_with_the_flag_or_without(tmp_path, digits):
+    def train(*flags):
+        process = train_on_digits(tmp_path, digits, *flags)
+        assert process.returncode == 0, process.stderr
+
+    def parameters(name):
+        loaded = mx.nd.load(str(tmp_path / "params" / name / "last.params"))
+        return {key: value.asnumpy().tobytes() for key, value in loaded.items()}
+
+    flags = ("--mix-up", 1, "--mix-up-off-epochs", 0)
+    train("--run-name", "kept", "--epochs", 3, *flags)
+    train("--run-name", "run", "--epochs", 1, *flags)
+    train("--resume", "run", "--epochs", 2, "--memory-saving")
+    train("--resume", "run", "--epochs", 3, "--no-memory-saving")
+    assert parameters("run") == parameters("kept")
+
+
+def test_it_takes_less_memory():
+    figures = json.loads(
+        printed("--memory-saving", "--json", "--num-layers", "92", "--batch-size", "16", "--input-size", "32")
+    )
+    assert list(figures) == ["fast", "saving", "fast_to_saving"]
+    assert figures["saving"]["peak_memory"] < 0.8 * figures["fast"]["peak_memory"]
