@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import mxnet as mx
 import numpy as np
 import pytest
-from mxnet import autograd, gluon
+from mxnet import autograd
 from mxnet.gluon import nn
 
 from data.mixing import mixup
@@ -16,15 +16,17 @@ from tests.test_training import train_on_digits
 from training.loop import make_trainer, place, train_step
 from training.recomputation import Recomputation
 from training.state import TrainingState
+from training.sync import OneProcess
 
 
 def training(family, unit, memory_saving, devices):
-    """A shallow network of the family, the same or its `Recomputation`, and the trainer."""
+    """A shallow network of the family or its `Recomputation`, the trainer, both's state, and the single worker."""
+    sync = OneProcess([mx.cpu(device) for device in range(devices)])
     net = family(10, (1, 1, 1), (1, 1, 1), unit=units[unit])
     mx.random.seed(1)
-    place(net, [mx.cpu(device) for device in range(devices)], "float32", mx.init.MSRAPrelu(), memory_saving)
-    trainer = make_trainer(net, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
-    return net, Recomputation(net) if memory_saving else net, trainer
+    place(net, sync.devices, "float32", mx.init.MSRAPrelu(), memory_saving)
+    trainer = make_trainer(net, sync, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
+    return Recomputation(net) if memory_saving else net, trainer, TrainingState(net, trainer, sync), sync
 
 
 def mixed_shares(size, devices, seed):
@@ -40,15 +42,15 @@ def mixed_shares(size, devices, seed):
 
 def three_steps(family, unit, size, memory_saving, devices):
     """The logits and losses of three steps, and the gradients, statistics and all else at the end, as numpy arrays."""
-    net, trained, trainer = training(family, unit, memory_saving, devices)
+    net, trainer, state, sync = training(family, unit, memory_saving, devices)
     results = []
     for seed in range(3):
-        outputs, losses = train_step(trained, trainer, mixed_shares(size, devices, seed))
+        outputs, losses = train_step(net, trainer, mixed_shares(size, devices, seed), sync)
         results += [array.asnumpy() for array in (*outputs, *losses)]
     for parameter in trainer._params:
         if parameter.grad_req != "null":
             results += [gradient.asnumpy() for gradient in parameter.list_grad()]
-    return [*results, *TrainingState(net, trainer).gather().values()]
+    return [*results, *state.gather(state.statistics()).values()]
 
 
 @pytest.mark.parametrize(
@@ -72,17 +74,17 @@ def test_the_numbers_are_the_same_to_the_bit(family, unit, size, devices):
 
 def test_a_step_that_is_left_out_changes_nothing_of_the_next_one():
     def after(*steps):
-        net, trained, trainer = training(AttentionNetCifar, "bottleneck", True, 2)
+        net, trainer, state, sync = training(AttentionNetCifar, "bottleneck", True, 2)
         for images_are_bad, targets_are_bad in steps:
             shares = mixed_shares(16, 2, seed=5)
             shares[1] = tuple(
                 array * np.nan if bad else array for array, bad in zip(shares[1], (images_are_bad, targets_are_bad))
             )
             try:
-                train_step(trained, trainer, shares)
+                train_step(net, trainer, shares, sync)
             except FloatingPointError:
                 assert images_are_bad or targets_are_bad
-        return TrainingState(net, trainer).gather()
+        return state.gather(state.statistics())
 
     good = (False, False)
     expected, values = after(good, good), after(good, (True, False), (False, True), good)
@@ -113,8 +115,9 @@ def test_statistics_that_the_forward_pass_keeps_are_updated_once():
     net = Pieces()
     net.add(nn.Dense(3, in_units=3), ForwardStatistics(), ForwardStatistics(), nn.Dense(10, in_units=3))
     net.initialize(mx.init.One())
-    trainer = gluon.Trainer(net.collect_params(), "sgd")
-    train_step(Recomputation(net), trainer, [(mx.nd.ones((2, 3)), mx.nd.one_hot(mx.nd.arange(2), 10))])
+    sync = OneProcess([mx.cpu()])
+    trainer = sync.trainer(net.collect_params(), "sgd", {})
+    train_step(Recomputation(net), trainer, [(mx.nd.ones((2, 3)), mx.nd.one_hot(mx.nd.arange(2), 10))], sync)
     assert [block.running_mean.data().asscalar() for block in (net[1], net[2])] == [1.5, 3.0]
 
 
@@ -137,7 +140,7 @@ def test_a_run_may_go_on_with_the_flag_or_without(tmp_path, digits):
 
 def test_it_takes_less_memory():
     figures = json.loads(
-        printed("--memory-saving", "--json", "--num-layers", "92", "--batch-size", "16", "--input-size", "32")
+        printed("--memory-saving", "--json", "--rounds", "1", "--num-layers", "56", "--batch-size", "16")
     )
     assert list(figures) == ["fast", "saving", "fast_to_saving"]
     assert figures["saving"]["peak_memory"] < 0.8 * figures["fast"]["peak_memory"]
