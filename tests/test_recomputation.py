@@ -140,7 +140,7 @@ def test_a_run_may_go_on_with_the_flag_or_without(tmp_path, digits):
 
 def test_it_takes_less_memory():
     figures = json.loads(
-        printed("--memory-saving", "--json", "--rounds", "1", "--num-layers", "56", "--batch-size", "16")
+        printed("--memory-saving", "--json", "--num-layers", "92", "--batch-size", "16", "--input-size", "32")
     )
     assert list(figures) == ["fast", "saving", "fast_to_saving"]
     assert figures["saving"]["peak_memory"] < 0.8 * figures["fast"]["peak_memory"]
