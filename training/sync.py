@@ -54,7 +54,7 @@ class OneProcess:
     devices : list of mxnet.Context
         What this worker trains on.
     signals : training.signals.StopSignals or None
-        Whose coming means not to wait for other workers much longer.
+        Of a training that has begun. Before, workers are waited for as long as it takes.
     """
 
     rank, size, local_rank = 0, 1, 0
@@ -146,8 +146,8 @@ class SeveralProcesses(OneProcess):
     def wait(self, *arrays):
         """Wait until NDArrays can be read.
 
-        Raises WorkerLost where that takes longer than --sync-timeout or, after a signal, `GRACE`, or where the engine
-        has noticed.
+        Raises WorkerLost where the engine has noticed that a worker is gone and, from the time on that there are
+        `signals`, where this takes longer than --sync-timeout or, after a signal, than `GRACE`.
         """
 
         def ready():
@@ -157,7 +157,7 @@ class SeveralProcesses(OneProcess):
         future, started = self._waiting.submit(ready), time.monotonic()
         while not concurrent.futures.wait([future], timeout=0.5).done:  # a worker waiting in MXNet would see no signal
             waited = time.monotonic() - started
-            if waited > self._timeout or min(waited, self.signals.age() if self.signals else 0) > GRACE:
+            if self.signals and (waited > self._timeout or min(waited, self.signals.age()) > GRACE):
                 raise WorkerLost(f"worker {self.rank} has lost the others: no answer for {waited:.0f} s")
         try:
             future.result()
