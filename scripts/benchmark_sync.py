@@ -24,7 +24,7 @@ def parse_arguments():
     # not --net, which horovodrun would take for its own --network-interface
     nets = [*SIZES, "small"]
     parser.add_argument(
-        "--family", dest="net", choices=nets, default="cifar", help="of networks; small: two residual units"
+        "--family", dest="net", choices=nets, default="cifar", help="of networks; small: three convolutions"
     )
     parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
     parser.add_argument("--num-gpus", type=non_negative_int, default=0, help="GPUs of each worker; 0 is the CPU")
@@ -43,14 +43,13 @@ def small_net():
     """A network of few arrays, as ``scripts.measurements.make_net`` gives others."""
     from mxnet.gluon import nn
 
-    from model.units import PreActivationBottleneck
-
     classes, net = 10, nn.HybridSequential()
     net.add(
-        PreActivationBottleneck(512, 3, stride=2),
-        PreActivationBottleneck(1024, 512, stride=2),
+        nn.Conv2D(256, 5, 2, 2, activation="relu", use_bias=False, in_channels=3),
+        nn.Conv2D(256, 3, 2, 1, activation="relu", use_bias=False, in_channels=256),
+        nn.Conv2D(256, 3, 1, 1, activation="relu", use_bias=False, in_channels=256),
         nn.GlobalAvgPool2D(),
-        nn.Dense(classes, in_units=1024),
+        nn.Dense(classes, in_units=256),
     )
     return net, classes
 
@@ -153,7 +152,7 @@ def lines_of(figures, args):
     network = "small network" if args.net == "small" else f"Attention-{args.num_layers}, {args.net}"
     size = f"{args.input_size}x{args.input_size}"
     lines = [
-        f"{network}, {size}, {figures['images']} images in {figures['workers']} workers, "
+        f"{network}, {size}, {figures['images']} images a step, workers {figures['workers']}, "
         f"OMP_NUM_THREADS {figures['omp_num_threads'] or 'not set'}",
         f"  training       {figures['images_per_second']:8.1f} images/s   step {medians['step']:.3f} s",
         f"  in two parts   computation {medians['computation']:.3f} s, communication {medians['communication']:.3f} s: "

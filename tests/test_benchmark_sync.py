@@ -12,18 +12,18 @@ from tests.test_sync import run_horovod
 
 SCRIPT = "scripts/benchmark_sync.py"
 SMALL = ("--family", "small", "--batch-size", 2, "--steps", 1)
-SMALL_BYTES = 6_940_224
+SMALL_BYTES = 4_805_672
 
 
 def test_a_worker_alone_is_measured_and_has_nobody_to_exchange_with():
     process = run_script(SCRIPT, *SMALL)
     assert process.returncode == 0, process.stderr
     title, training, parts, gradients = process.stdout.splitlines()
-    assert title.startswith("small network, 32x32, 2 images in 1 workers, OMP_NUM_THREADS ")
+    assert title.startswith("small network, 32x32, 2 images a step, workers 1, OMP_NUM_THREADS ")
     number = r"\d+\.\d+"
     assert re.fullmatch(rf"  training +{number} images/s   step {number} s", training)
     assert re.fullmatch(rf"  in two parts   computation {number} s, communication {number} s: {number}%", parts)
-    assert gradients == f"  gradients      {SMALL_BYTES:,} bytes in 22 arrays, exchanged as {SMALL_BYTES:,}"
+    assert gradients == f"  gradients      {SMALL_BYTES:,} bytes in 5 arrays, exchanged as {SMALL_BYTES:,}"
 
 
 def test_two_workers_of_horovod_are_measured_together(tmp_path):
