@@ -100,6 +100,7 @@ def measure(sync, args):
             sync.barrier()
             spent.clear()
             timed(spent, allreduce_grads)
+            timed(spent, mx.nd.waitall)  # several devices of one process do not wait by themselves
 
         def sum_apart(*arguments):
             mx.nd.waitall()
