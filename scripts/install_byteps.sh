@@ -41,12 +41,11 @@ build() {
     link_cuda
     local toolkit
     toolkit=$(cuda_11_toolkit)
-    if [[ -n $toolkit ]]; then
-        CPATH=$toolkit/include
-    else
+    if [[ -z $toolkit ]]; then
         run_pip install --no-deps --only-binary :all: --target "$work/compiler" "$cuda_compiler"
-        CPATH=$(printf "%s:" "$nvidia"/*/include)$work/compiler/nvidia/cuda_nvcc/include
+        toolkit=$work/compiler/nvidia/cuda_nvcc
     fi
+    CPATH=$toolkit/include$(printf ":%s" "$nvidia"/*/include)
     export CPATH
 
     export BYTEPS_WITH_MXNET=1 BYTEPS_WITHOUT_TENSORFLOW=1 BYTEPS_WITHOUT_PYTORCH=1
