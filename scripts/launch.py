@@ -65,6 +65,7 @@ SIOCGIFADDR = 0x8915  # and the request for a network interface's address
 def main():
     args = parse_arguments()
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", **meeting_point(args)}
+    environ.pop("PORT", None)  # ps-lite would have every process of the machine listen on that one
     if args.role in ("scheduler", "server"):
         if importlib.util.find_spec("byteps") is None:
             raise UserError("BytePS is not installed here: scripts/install_byteps.sh builds it")

@@ -19,7 +19,7 @@ LAUNCH = [sys.executable, "scripts/launch.py"]
 SEVERAL = ["--workers", "2", "--servers", "1", "--scheduler", "127.0.0.1:9000"]
 
 # What a worker prints of its environment.
-VARIABLES = r"^(DMLC_|BYTEPS_|OMP_NUM_THREADS|NVIDIA_VISIBLE_DEVICES)"
+VARIABLES = r"^(DMLC_|BYTEPS_|PORT$|OMP_NUM_THREADS|NVIDIA_VISIBLE_DEVICES)"
 
 
 @pytest.fixture
@@ -81,6 +81,7 @@ PRINT = f"import os, re\nfor n, v in os.environ.items():\n  if re.match({VARIABL
 
 
 def test_workers_of_one_machine_are_given_bytepss_variables(launch, environ):
+    environ(PORT="8080")  # an application server's
     status, printed, errors = launch("--num-gpus", "3", code=PRINT)
     ranks = variables_of(printed)
     assert (status, errors, sorted(ranks)) == (0, "", [0, 1, 2])
