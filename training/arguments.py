@@ -1,6 +1,8 @@
 """The flags that every training script has. Imports nothing heavy: --help answers at once."""
 
 import argparse
+import contextlib
+import io
 import math
 import re
 import secrets
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from training.errors import UserError
 
-__all__ = ["NOT_SETTINGS", "choose", "parse_arguments", "training_parser"]
+__all__ = ["choose", "parse_arguments", "training_parser"]
 
 # A checkpoint holds all flags but these, which say where the run is and not how it trains.
 NOT_SETTINGS = {"resume", "run_name", "log_dir"}
@@ -215,7 +217,7 @@ def _merge(parser, argv, args):
 
     They are the command line's own, and None, where --resume auto finds no run.
     """
-    from training.resume import find_newest, open_run, saved_flags  # which import numpy
+    from training.resume import find_newest, open_run  # which import numpy
 
     if args.run_name is not None:
         parser.error("--run-name is for new runs: --resume keeps the run's own")
@@ -226,7 +228,7 @@ def _merge(parser, argv, args):
             fixed.remove("seed")
 
         def fits(checkpoint):
-            saved = parser.parse_args(saved_flags(parser, checkpoint))
+            saved = parser.parse_args(_saved_flags(parser, checkpoint))
             return all(getattr(saved, name) == getattr(args, name) for name in fixed)
 
         args.resume = find_newest(args.log_dir, fits)
@@ -234,7 +236,7 @@ def _merge(parser, argv, args):
             print(f"no run in {args.log_dir} has these settings: this is a new one", flush=True)
             return args, None
     resumed = open_run(args.resume, args.log_dir)
-    flags = saved_flags(parser, resumed.checkpoint)
+    flags = _saved_flags(parser, resumed.checkpoint)
     saved, merged = parser.parse_args(flags), parser.parse_args(flags + argv)
     for name, value in given.items():
         if name not in (*MAY_CHANGE, *NOT_SETTINGS) and value != getattr(saved, name):
@@ -244,6 +246,32 @@ def _merge(parser, argv, args):
     if "log_dir" in given and Path(given["log_dir"]).resolve() != resumed.files.log_dir.resolve():
         parser.error(f"--log-dir {given['log_dir']} contradicts --resume {args.resume}")
     return merged, resumed
+
+
+def _saved_flags(parser, checkpoint):
+    """The flags a checkpoint was trained with, as a command line that ``parser`` accepts.
+
+    Raises UserError where it would not.
+    """
+    settings = checkpoint.facts.get("settings")
+    try:
+        flags = [_flag(name, value) for name, value in settings.items() if value is not None and value is not False]
+        unknown = set(settings) - (set(vars(parser.parse_args([]))) - NOT_SETTINGS)
+        if unknown:
+            raise ValueError(f"it has no flag --{min(unknown).replace('_', '-')}")
+        with contextlib.redirect_stderr(io.StringIO()) as message:
+            parser.parse_args(flags)
+    except (AttributeError, TypeError, ValueError, SystemExit) as error:
+        reason = message.getvalue().strip() if isinstance(error, SystemExit) else error
+        raise UserError(f"{checkpoint.path} was not trained by this script: {reason}") from None
+    return flags
+
+
+def _flag(name, value):
+    flag = f"--{name.replace('_', '-')}"
+    if value is True:
+        return flag
+    return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _given(parser, argv):

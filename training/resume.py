@@ -1,17 +1,15 @@
-"""Which run to go on with, and with which flags. Imports nothing heavy."""
+"""Which run to go on with. Imports nothing heavy."""
 
 import contextlib
-import io
 from pathlib import Path
 
-from training.arguments import NOT_SETTINGS
 from training.checkpoint import Checkpoint, Checkpoints
 from training.errors import UserError
 from training.launched import launched
 from training.position import Position
 from training.runs import RunFiles
 
-__all__ = ["Resumed", "find_newest", "open_run", "saved_flags"]
+__all__ = ["Resumed", "find_newest", "open_run"]
 
 
 class Resumed:
@@ -101,29 +99,3 @@ def find_newest(log_dir, fits):
                     saved.append((path.stat().st_mtime, folder.name))
                 break  # the ones before it are the same run's
     return max(saved)[1] if saved else None
-
-
-def saved_flags(parser, checkpoint):
-    """The flags a checkpoint was trained with, as a command line that ``parser`` accepts.
-
-    Raises UserError where it would not.
-    """
-    settings = checkpoint.facts.get("settings")
-    try:
-        flags = [_flag(name, value) for name, value in settings.items() if value is not None and value is not False]
-        unknown = set(settings) - (set(vars(parser.parse_args([]))) - NOT_SETTINGS)
-        if unknown:
-            raise ValueError(f"it has no flag --{min(unknown).replace('_', '-')}")
-        with contextlib.redirect_stderr(io.StringIO()) as message:
-            parser.parse_args(flags)
-    except (AttributeError, TypeError, ValueError, SystemExit) as error:
-        reason = message.getvalue().strip() if isinstance(error, SystemExit) else error
-        raise UserError(f"{checkpoint.path} was not trained by this script: {reason}") from None
-    return flags
-
-
-def _flag(name, value):
-    flag = f"--{name.replace('_', '-')}"
-    if value is True:
-        return flag
-    return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
