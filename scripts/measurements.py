@@ -89,13 +89,16 @@ def measure_operators(args):
     """
     training = training_step(args)
     in_turns({"training": training}, rounds=1)
-    profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=os.devnull)
-    profiler.set_state("run")
-    for _ in range(args.rounds):
-        training()
-        mx.nd.waitall()
-    profiler.set_state("stop")
-    operators = json.loads(profiler.dumps(format="json"))["Time"]["operator"]
+    with tempfile.TemporaryDirectory() as folder:  # for a trace of all calls; not os.devnull, which root would replace
+        trace = os.path.join(folder, "trace.json")
+        profiler.set_config(profile_symbolic=True, profile_imperative=True, aggregate_stats=True, filename=trace)
+        profiler.set_state("run")
+        for _ in range(args.rounds):
+            training()
+            mx.nd.waitall()
+        profiler.set_state("stop")
+        operators = json.loads(profiler.dumps(format="json"))["Time"]["operator"]
+        profiler.dump()
     return {
         name: {"calls": times["Count"] / args.rounds, "seconds": times["Total"] / 1000 / args.rounds}
         for name, times in operators.items()
