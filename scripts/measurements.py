@@ -16,7 +16,6 @@ from mxnet import autograd, profiler
 from mxnet.gluon import nn
 
 from data.dataset import Dataset
-from data.loader import ShardedLoader
 from data.mixing import Mixing
 from data.records import write_records
 from model import attention_net_spec, get_attention_cifar, get_attention_net
@@ -27,6 +26,7 @@ from training.board import Progress
 from training.errors import UserError
 from training.loop import make_trainer, place, train_epoch, train_step
 from training.position import Position
+from training.recipe import loader
 from training.recomputation import Recomputation
 from training.sync import OneProcess
 
@@ -72,12 +72,12 @@ def measure_loader(args):
     """
     with tempfile.TemporaryDirectory() as folder:
         dataset = cifar_like(Path(folder), ALONE_STEPS * args.batch_size, args.input_size)
-        alone = loader(dataset, args)
-        beside = loader(dataset, args, limit=BESIDE_STEPS * args.batch_size)
+        alone = training_images(dataset, args)
+        beside = training_images(dataset, args, limit=BESIDE_STEPS * args.batch_size)
         works = {
             "loader": every_batch(alone),
             "training beside": training_epoch(args, beside),
-            "training": training_epoch(args, SameBatch(beside.steps, next(loader(dataset, args).epoch(0)))),
+            "training": training_epoch(args, SameBatch(beside.steps, next(training_images(dataset, args).epoch(0)))),
         }
         return {"images": alone.steps * alone.batch_size, "seconds": in_turns(works, args.rounds)}
 
@@ -235,12 +235,11 @@ def cifar_like(folder, count, size):
     return Dataset("made", 10, {"train": path}, size, (125.0,) * 3, (63.0,) * 3, mirror=True)
 
 
-def loader(dataset, args, limit=None):
+def training_images(dataset, args, limit=None):
     """The training images' loader, as the training scripts make it."""
-    threads = recipe().workers
-    return ShardedLoader(
-        dataset, "train", args.batch_size, [mx.cpu()], seed=0, training=True, threads=threads, limit=limit
-    )
+    flags = recipe()
+    flags.batch_size, flags.limit = args.batch_size, limit
+    return loader(dataset, "train", ON_ONE, flags, training=True)
 
 
 class SameBatch:

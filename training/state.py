@@ -68,6 +68,8 @@ class TrainingState:
     def average_statistics(self):
         """Give all replicas of all workers the mean of their statistics, so that they are one network again."""
         for name, rows in self.statistics().items():
+            if len(rows) == 1:
+                continue
             # by differences, so that doing it again, as a resumed run may, changes nothing
             mean = rows[0] + (rows - rows[0]).sum(axis=0) / len(rows)
             for value in self._statistics[name]:
