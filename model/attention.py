@@ -33,39 +33,35 @@ class Upsample(nn.HybridBlock):
         self._dtype = dtype
         super().cast(dtype)
 
-    def shares(self, F, maps, like):
+    def shares(self, F, x, like):
         """The share of every source row in every target row, (h, H), and of every column, (w, W)."""
-        # Sizes are read from single maps and gradients end there: reading whole ones would cost a copy each.
-        source = F.BlockGrad(F.slice_axis(maps, axis=0, begin=0, end=1))
-        target = F.BlockGrad(F.slice_axis(like, axis=0, begin=0, end=1))
-        rows = interpolation_matrix(F, source, target, 1, 2)
-        columns = interpolation_matrix(F, source, target, 2, 3)
-        return rows.astype(self._dtype), columns.astype(self._dtype)
+        # Sizes are read from a single image's maps and gradients end there: reading all would cost a copy of them.
+        # Of the operators that could take one, only slice, with all axes named, does so without such a copy.
+        x, like = (F.BlockGrad(F.slice(maps, begin=(0, 0, 0, 0), end=(1, None, None, None))) for maps in (x, like))
+        return [interpolation_matrix(F, x, like, axis).astype(self._dtype) for axis in (2, 3)]
 
     def hybrid_forward(self, F, x, like):
-        maps = x.reshape((-3, -2))  # (N C, h, w)
-        rows, columns = self.shares(F, maps, like)
+        rows, columns = self.shares(F, x, like)
         # The shares are constant; without BlockGrad their gradient would be computed all the same.
         if self._separable:
+            maps = x.reshape((-3, -2))  # (N C, h, w)
             rows = F.broadcast_like(rows.expand_dims(0), maps, lhs_axes=(0,), rhs_axes=(0,))
             maps = F.batch_dot(F.BlockGrad(rows), maps, transpose_a=True)
-            maps = F.dot(maps, F.BlockGrad(columns))
-        else:
-            shares = F.broadcast_mul(
-                rows.expand_dims(1).expand_dims(3),  # (h, 1, H, 1)
-                columns.expand_dims(0).expand_dims(2),  # (1, w, 1, W)
-            )
-            maps = F.dot(F.flatten(maps), F.BlockGrad(shares.reshape((-3, -2))))  # by (h w, H, W)
-        return maps.reshape((-4, -1, self._channels, -2))
+            return F.dot(maps.reshape((-4, -1, self._channels, -2)), F.BlockGrad(columns))
+        shares = F.broadcast_mul(
+            rows.expand_dims(1).expand_dims(3),  # (h, 1, H, 1)
+            columns.expand_dims(0).expand_dims(2),  # (1, w, 1, W)
+        )
+        return F.dot(x.reshape((0, 0, -1)), F.BlockGrad(shares.reshape((-3, -2))))  # by (h w, H, W)
 
 
-def interpolation_matrix(F, source, target, source_axis, target_axis):
-    """Share of each position along an axis of source in each along one of target, in float32, shape (from, to).
+def interpolation_matrix(F, source, target, axis):
+    """Share of each position along an axis of source in each along that of target, in float32, shape (from, to).
 
     Position i of n lies at i (m - 1) / (n - 1) among m source positions; the two around it share it linearly.
     """
-    source = F.contrib.arange_like(source, axis=source_axis).astype("float32")
-    target = F.contrib.arange_like(target, axis=target_axis).astype("float32")
+    source = F.contrib.arange_like(source, axis=axis).astype("float32")
+    target = F.contrib.arange_like(target, axis=axis).astype("float32")
     step = F.broadcast_div(F.max(source), F.broadcast_maximum(F.max(target), F.ones(1)))
     position = F.broadcast_mul(target, step)
     distance = F.abs(F.broadcast_sub(source.reshape((-1, 1)), position.reshape((1, -1))))
@@ -93,6 +89,15 @@ class InBlocks(nn.HybridBlock):
         channels = self._channels
         ones = F.ones((channels, 1, 1, 1))
         return F.Convolution(x, ones, kernel=(1, 1), num_filter=channels, num_group=channels, no_bias=True)
+
+
+def plainly(x):
+    """The same map, which a oneDNN operator wrote, in MXNet's plain layout.
+
+    An operator that is not of oneDNN would convert what it reads by itself, but in each pass again, and would keep
+    memory for that. Reshaping does it once.
+    """
+    return x.reshape((0, 0, 0, 0))
 
 
 class Hourglass(nn.HybridBlock):
@@ -127,12 +132,13 @@ class Hourglass(nn.HybridBlock):
                 self.inner = Hourglass(levels - 1, channels, r, unit)
             self.up = unit_sequence(r, channels, unit)
             self.upsample = Upsample(channels, separable=levels > 2)
+            self.in_blocks = InBlocks(channels)
 
     def hybrid_forward(self, F, x):
         y = self.down(self.pool(x))
         if self.inner is not None:
             y = self.skip(y) + self.inner(y)
-        return self.upsample(self.up(y), x)
+        return self.in_blocks(self.upsample(self.up(y), x))
 
 
 class SoftMask(nn.HybridBlock):
@@ -153,7 +159,7 @@ class SoftMask(nn.HybridBlock):
                 self.head.add(nn.Conv2D(channels, 1, use_bias=False, in_channels=channels))
 
     def hybrid_forward(self, F, x):
-        return F.Activation(self.head(self.hourglass(x)), act_type="sigmoid")
+        return F.Activation(plainly(self.head(self.hourglass(x))), act_type="sigmoid")
 
 
 class AttentionModule(nn.HybridBlock):
@@ -184,7 +190,7 @@ class AttentionModule(nn.HybridBlock):
 
     def hybrid_forward(self, F, x):
         x = self.before(x)
-        return self.after(self.in_blocks((1 + self.mask(x)) * self.trunk(x)))
+        return self.after(self.in_blocks((1 + self.mask(x)) * plainly(self.trunk(x))))
 
 
 def unit_sequence(count, channels, unit):

@@ -191,7 +191,7 @@ def test_a_whole_fused_network_gives_the_plain_ones_first_output():
     fast = initialized(get_attention_cifar(10, 56))
     fuse(fast)
     counted = operators(fast)
-    assert counted["_contrib_BatchNormWithReLU"] > 9 * counted["BatchNorm"]
+    assert counted["_contrib_BatchNormWithReLU"] == operators(plain)["BatchNorm"] and not counted["BatchNorm"]
     assert relative_difference(fast(images).asnumpy(), plain(images).asnumpy()) < 1e-5
 
 
@@ -214,7 +214,7 @@ def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
         assert np.dtype(parameter.dtype) == ("float32" if is_norm else "float16"), name
     upsample = Upsample(1, separable=False)
     upsample.cast("float16")
-    shares = upsample.shares(mx.nd, mx.nd.zeros((1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
+    shares = upsample.shares(mx.nd, mx.nd.zeros((1, 1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
     assert all(share.dtype == np.float16 for share in shares)
 
 
