@@ -125,14 +125,14 @@ def make_net(args):
     return get_net(classes, args.num_layers), classes
 
 
-def ready_net(args):
+def ready_net(args, inference=False):
     """The network in the form of the flags, initialized and hybridized, and its number of classes."""
     net, classes = make_net(args)
     if args.form == "plain":
         make_plain(net).initialize(INITIALIZER)
         net.hybridize()
     else:
-        place(net, [mx.cpu()], "float32", INITIALIZER, memory_saving=args.form == "saving")
+        place(net, [mx.cpu()], "float32", INITIALIZER, memory_saving=args.form == "saving", inference=inference)
     return net, classes
 
 
@@ -161,7 +161,7 @@ def training_step(args):
 
 def inference(args):
     """A function that classifies one batch, with a network of its own, as validation does."""
-    net, _ = ready_net(args)
+    net, _ = ready_net(args, inference=True)
     images = mx.nd.random.normal(shape=input_shape(args))
     return lambda: net(images)
 

@@ -11,7 +11,7 @@ from mxnet.gluon import nn
 
 from model import attention_net_spec, get_attention_cifar, get_attention_net, units
 from model.attention import AttentionModule, Upsample
-from model.fusion import fuse
+from model.fusion import folding, fuse
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
 from model.units import NormReLU, PreActivationBottleneck, ResNeXtUnit, SqueezeExcitation, start_as_shortcuts
@@ -193,6 +193,41 @@ def test_a_whole_fused_network_gives_the_plain_ones_first_output():
     counted = operators(fast)
     assert counted["_contrib_BatchNormWithReLU"] == operators(plain)["BatchNorm"] and not counted["BatchNorm"]
     assert relative_difference(fast(images).asnumpy(), plain(images).asnumpy()) < 1e-5
+
+
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("size", [(32, 32), (17, 22), (16, 16)])
+def test_folding_gives_the_plain_forms_outputs(name, size):
+    images = mx.nd.random.normal(shape=(2, 3, *size))
+    plain = used_to(images, make_plain(initialized(Framed(*FRAMED[name]()))))
+    assert relative_difference(folded(Framed(*FRAMED[name]()), plain)(images).asnumpy(), plain(images).asnumpy()) < 1e-5
+
+
+@pytest.mark.parametrize("unit", units)
+def test_folding_gives_a_whole_plain_networks_outputs(unit):
+    images = mx.nd.random.normal(shape=(4, 3, 32, 32))
+    plain = used_to(images, make_plain(initialized(get_attention_cifar(10, 56, unit=units[unit]))))
+    fast = folded(get_attention_cifar(10, 56, unit=units[unit]), plain)
+    # A scaled weight rounds otherwise than a scaled map, and a hundred layers add it up.
+    assert relative_difference(fast(images).asnumpy(), plain(images).asnumpy()) < 1e-4
+
+
+def used_to(images, net):
+    """Give the normalizations of a network the statistics of images, as a trained one has them. Returns it."""
+    for _ in range(5):
+        outputs_and_gradients(net, images)
+    mx.nd.waitall()
+    return net
+
+
+def folded(net, other):
+    """A network with another's parameters, in the form for inference."""
+    net.initialize()
+    for source, target in zip(other.collect_params().values(), net.collect_params().values()):
+        target.set_data(source.data())
+    fuse(net, to_fold=folding(net) is not None)
+    net.hybridize(backend=folding(net), static_alloc=True, static_shape=True)
+    return net
 
 
 def test_an_attention_module_is_one_plus_mask_times_trunk():

@@ -17,7 +17,7 @@ def evaluate(net, params, dataset, sync, args):
     """
     dtype, leads = precision(args), sync.rank == 0
     validation = loader(dataset, "test", sync, args, training=False)
-    place(net, sync.devices, dtype, mx.init.Zero())
+    place(net, sync.devices, dtype, mx.init.Zero(), inference=True)
     try:
         open(params, "rb").close()  # MXNet's own message would name its source files
         net.load_parameters(params, ctx=sync.devices, cast_dtype=True)
