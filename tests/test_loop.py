@@ -13,7 +13,7 @@ from data.loader import ShardedLoader
 from data.mixing import Mixing
 from training.arguments import parse_arguments, training_parser
 from training.board import Board, Progress
-from training.loop import fit, make_trainer, place, train_step, validate
+from training.loop import fit, hand_over, make_trainer, place, train_step, validate
 from training.runs import new_run
 from training.state import TrainingState
 from training.sync import OneProcess
@@ -87,6 +87,21 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
     np.testing.assert_allclose(losses.asnumpy(), np.log(2) * np.ones(2), rtol=1e-5)
     # the gradient by the logits is softmax - target = (-1/2, 1/2), and the mean image is 2
     np.testing.assert_allclose(net.weight.data().asnumpy(), [[1.0], [-1.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("contexts", [[mx.cpu()], [mx.cpu(0), mx.cpu(1)]])
+def test_what_is_handed_over_is_what_is_validated_each_time(contexts):
+    net = place(small_net(), contexts, "float32", mx.init.Xavier())
+    evaluated = place(small_net(), contexts, "float32", mx.init.Zero(), inference=True)
+    images, _ = examples(4)
+    for scale in (1.0, 2.0, 3.0):
+        for parameter in net.collect_params().values():
+            parameter.set_data(parameter.data(contexts[0]) * scale + 0.01 * scale)  # statistics are not negative
+        hand_over(net, evaluated, memory_saving=False)
+        for context in contexts:
+            share = images.as_in_context(context)
+            found, expected = evaluated(share).asnumpy(), net(share).asnumpy()
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
 def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
