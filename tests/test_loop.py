@@ -97,7 +97,7 @@ def test_what_is_handed_over_is_what_is_validated_each_time(contexts):
     for scale in (1.0, 2.0, 3.0):
         for parameter in net.collect_params().values():
             parameter.set_data(parameter.data(contexts[0]) * scale + 0.01 * scale)  # statistics are not negative
-        hand_over(net, evaluated, memory_saving=False)
+        hand_over(net, evaluated)
         for context in contexts:
             share = images.as_in_context(context)
             found, expected = evaluated(share).asnumpy(), net(share).asnumpy()

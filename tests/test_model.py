@@ -11,10 +11,11 @@ from mxnet.gluon import nn
 
 from model import attention_net_spec, get_attention_cifar, get_attention_net, units
 from model.attention import AttentionModule, Upsample
-from model.fusion import folding, fuse
+from model.fusion import fuse
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
 from model.units import NormReLU, PreActivationBottleneck, ResNeXtUnit, SqueezeExcitation, start_as_shortcuts
+from training.loop import hand_over, place
 
 SIZES = [
     (get_attention_net, "bottleneck", 1000, 56, 224, 31_810_728, 6.271),
@@ -216,17 +217,13 @@ def used_to(images, net):
     """Give the normalizations of a network the statistics of images, as a trained one has them. Returns it."""
     for _ in range(5):
         outputs_and_gradients(net, images)
-    mx.nd.waitall()
     return net
 
 
 def folded(net, other):
     """A network with another's parameters, in the form for inference."""
-    net.initialize()
-    for source, target in zip(other.collect_params().values(), net.collect_params().values()):
-        target.set_data(source.data())
-    fuse(net, to_fold=folding(net) is not None)
-    net.hybridize(backend=folding(net), static_alloc=True, static_shape=True)
+    place(net, [mx.cpu()], "float32", mx.init.Zero(), inference=True)
+    hand_over(other, net)
     return net
 
 

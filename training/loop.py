@@ -79,7 +79,7 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
         if resumed:
             keeper.restore(resumed)
             if position.epoch and position.step == 0:  # what follows an epoch's checkpoint may not have been written
-                hand_over(net, evaluated, args.memory_saving)
+                hand_over(net, evaluated)
                 if leads:
                     aside(exports.save, evaluated, position.epoch, position.best_epoch)
         else:
@@ -101,7 +101,7 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
                         trained, trainer, train, mixing, rates, sync, args, keeper, progress
                     )
                 state.average_statistics()
-                hand_over(net, evaluated, args.memory_saving)
+                hand_over(net, evaluated)
                 started = time.monotonic()
                 with Progress(validation.steps, "validation", args.log_interval, shown=leads) as progress:
                     found = validate(evaluated, validation, dtype, sync, progress, keeper.attend)
@@ -131,23 +131,17 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
 
 
 def place(net, contexts, dtype, initializer, memory_saving=False, inference=False):
-    """Initialize a network on devices, in a precision, for training or for inference alone, as a graph. Returns it."""
+    """Initialize a network on devices, in a precision, for training or for inference, as one graph on each. Returns it.
+
+    The graph is static, which is faster, unless ``memory_saving``: a static one keeps its memory.
+    """
     net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
-    if contexts[0].device_type == "cpu":
-        fuse(net, to_fold=inference and folding(net) is not None)
-    make_graph(net, memory_saving, inference)
-    return net
-
-
-def make_graph(net, memory_saving, inference):
-    """Have the next call make one graph of a placed network on each of its devices.
-
-    The graph is static, which is faster, unless ``memory_saving``: a static one keeps its memory. One for
-    ``inference`` may also keep the parameters that it first sees (`model.fusion.folding`).
-    """
     backend = folding(net) if inference else None
+    if contexts[0].device_type == "cpu":
+        fuse(net, to_fold=backend is not None)
     net.hybridize(backend=backend, static_alloc=not memory_saving, static_shape=not memory_saving)
+    return net
 
 
 def make_trainer(net, sync, args):
@@ -161,7 +155,7 @@ def precision(args):
     return "float16" if args.float16 else "float32"
 
 
-def hand_over(net, evaluated, memory_saving):
+def hand_over(net, evaluated):
     """Give ``evaluated``, the network that is validated and saved, the values of ``net``, the one that trains.
 
     Two networks, because inference on a CPU changes the memory layout of the weights it uses at a moment of its own
@@ -170,7 +164,7 @@ def hand_over(net, evaluated, memory_saving):
     mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing: reads do not wait for it
     for source, target in zip(net.collect_params().values(), evaluated.collect_params().values()):
         target.set_data(source.data(source.list_ctx()[0]))
-    make_graph(evaluated, memory_saving, inference=True)
+    evaluated._clear_cached_op()  # the graph keeps the parameters that it first saw: the next call makes another
 
 
 def train_epoch(net, trainer, train, mixing, learning_rate, sync, args, keeper, progress):
