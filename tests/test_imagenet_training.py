@@ -115,7 +115,7 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
     assert_refused(train(*here, "--eval-only"), "--params")
     assert_refused(train(*here, "--eval-only", "--params", tmp_path / "none"), "none", "No such file")
     (tmp_path / "text").write_text("no parameters")
-    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text")
+    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "Invalid NDArray file format")
     assert_refused(train(*here, "--eval-only", "--params", params), "last.params", "not of this network")
     assert not (tmp_path / "log").exists()
 

@@ -23,7 +23,10 @@ def evaluate(net, params, dataset, sync, args):
         net.load_parameters(params, ctx=sync.devices, cast_dtype=True)
     except OSError as error:
         raise UserError(f"cannot read --params {params}: {error.strerror}") from None
-    except (mx.base.MXNetError, AssertionError, ValueError) as error:
+    except mx.base.MXNetError as error:  # all but the end of its last line is of MXNet's source files
+        reason = str(error).rpartition(": ")[2]
+        raise UserError(f"cannot read --params {params}: {reason}") from None
+    except (AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--params {params} are not of this network: {reason}") from None
     with Progress(validation.steps, "validation", args.log_interval, shown=leads) as progress:
