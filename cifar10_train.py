@@ -3,9 +3,10 @@
 
 import functools
 
-from training.arguments import choose, parse_arguments, training_parser
-from training.errors import run
-from training.runtime import prepare_mxnet
+from base.errors import run_command
+from base.flags import choose
+from base.runtime import prepare_mxnet
+from training.flags import parse_arguments, training_parser
 
 
 def main():
@@ -19,8 +20,8 @@ def main():
     from data.cifar import open_cifar
     from data.digits import open_digits
     from model import attention_net_spec, get_attention_cifar, units
-    from training import sync
-    from training.recipe import train
+    from training.commands import train
+    from training.distributed import process_group
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     unit = choose("--unit", args.unit, units)
@@ -28,11 +29,11 @@ def main():
         open_dataset = functools.partial(open_digits, args.data_dir)
     else:
         open_dataset = functools.partial(open_cifar, args.dataset, args.data_dir)
-    with sync.start(args) as workers:
+    with process_group.start(args) as workers:
         dataset = workers.in_turn(open_dataset)
         make_net = functools.partial(get_attention_cifar, dataset.classes, args.num_layers, unit=unit)
         train(make_net, dataset, unit.network, workers, args)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

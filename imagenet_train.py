@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
 """Train or evaluate a residual attention network on ImageNet or other photographs by class."""
 
-from training.arguments import (
+from base.errors import UserError, run_command
+from base.flags import (
     OneLineParser,
     choose,
     fraction,
     non_negative_float,
-    parse_arguments,
     positive_fraction,
     positive_int,
-    training_parser,
 )
-from training.errors import UserError, run
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
+from training.flags import parse_arguments, training_parser
 
 # Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
 # divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
@@ -81,9 +80,9 @@ def main():
     from data.imagenet import open_imagenet
     from model import AttentionNet, attention_net_spec, get_attention_net, units
     from model.units import start_as_shortcuts
-    from training import sync
+    from training.commands import train
+    from training.distributed import process_group
     from training.evaluation import evaluate
-    from training.recipe import train
 
     unit = choose("--model", args.model, {unit.network: unit for unit in units.values()})
     choose("--num-layers", args.num_layers, attention_net_spec)
@@ -110,7 +109,7 @@ def main():
                 parameter.wd_mult = 0.0
         return net
 
-    with sync.start(args) as workers:
+    with process_group.start(args) as workers:
         dataset = workers.in_turn(open_dataset)
         if args.eval_only:
             evaluate(make_net(), args.params, dataset, workers, args)
@@ -119,4 +118,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from base.errors import UserError
+from base.files import file_digest
 from data.dataset import Dataset
 from data.download import download, unpack
 from data.records import ensure_records, locked
-from training.errors import UserError
-from training.files import file_digest
 
 __all__ = ["cifar_archives", "open_cifar", "read_rows"]
 

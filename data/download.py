@@ -12,7 +12,7 @@ import requests
 import tqdm
 import urllib3
 
-from training.errors import UserError
+from base.errors import UserError
 
 __all__ = ["download", "unpack"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.errors import UserError
+from base.errors import UserError
 
 __all__ = ["FolderImages", "list_images"]
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
+from base.runtime import prepare_mxnet
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
 from data.folders import list_images
 from data.records import locked, replacement, write_encoded
-from training.arguments import HelpFormatter, OneLineParser, fraction, positive_int
-from training.errors import UserError, run
-from training.runtime import prepare_mxnet
 
 __all__ = ["as_jpeg", "open_imagenet", "prepare"]
 
@@ -304,4 +304,4 @@ def quality(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -13,10 +13,10 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.mxnet import feed_ndarray
 
+from base.errors import UserError
 from data.folders import FolderImages
 from data.randomness import generator
 from data.records import Records
-from training.errors import UserError
 
 __all__ = ["Batch", "Loader", "ShardedLoader"]
 

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from training.errors import UserError
-from training.files import file_digest
+from base.errors import UserError
+from base.files import file_digest
 
 __all__ = ["Records", "ensure_records", "locked", "replacement", "write_encoded", "write_records"]
 

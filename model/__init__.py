@@ -2,7 +2,7 @@
 
 import sys
 
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 
 if "mxnet" not in sys.modules:
     prepare_mxnet()  # python -m model.summary, or a user's own script, may begin with this package

@@ -73,7 +73,7 @@ class InBlocks(nn.HybridBlock):
 
     oneDNN keeps the maps between convolutions in blocks of channels. MXNet's own operators, such as products, write
     plain maps, and every oneDNN operator that meets one converts it first. Where this block is ``active`` (see
-    `model.fusion.fuse`) it does so once for all: it is a convolution by ones, each channel with itself.
+    `model.onednn.fuse`) it does so once for all: it is a convolution by ones, each channel with itself.
 
     Shapes: (N, channels, H, W) -> (N, channels, H, W).
     """

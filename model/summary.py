@@ -7,10 +7,10 @@ from math import prod
 
 import mxnet as mx
 
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, choose, positive_int
 from model.attention_net import AttentionNet, AttentionNetCifar, attention_net_spec
 from model.units import units
-from training.arguments import HelpFormatter, OneLineParser, choose, positive_int
-from training.errors import UserError, run
 
 __all__ = ["Layer", "layers", "multiply_adds", "products", "stage_names", "trainable_parameters"]
 
@@ -151,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

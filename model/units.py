@@ -32,7 +32,7 @@ class NormReLU(nn.BatchNorm):
     """Batch normalization and ReLU, the pair that precedes every convolution of the pre-activation form.
 
     The networks' published descriptions leave epsilon and momentum to the framework; these are Gluon's defaults.
-    `model.fusion.fuse` makes the two one operator where the device has one.
+    `model.onednn.fuse` makes the two one operator where the device has one.
 
     Shapes: (N, in_channels, H, W) -> (N, in_channels, H, W).
     """

@@ -10,9 +10,9 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
-from training.arguments import HelpFormatter, OneLineParser, positive_int
-from training.errors import UserError, run
-from training.runtime import prepare_mxnet
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, positive_int
+from base.runtime import prepare_mxnet
 
 # Input size by default, and what others must be multiples of and at least.
 SIZES = {"cifar": (32, 8, 16), "imagenet": (224, 32, 64)}
@@ -176,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -17,9 +17,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from training.arguments import HelpFormatter, OneLineParser, positive_float, positive_int
-from training.errors import UserError, run
-from training.runtime import prepare_mxnet
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, positive_float, positive_int
+from base.runtime import prepare_mxnet
 
 LOADERS = ("this project", "ImageRecordIter", "Gluon DataLoader")
 
@@ -128,4 +128,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -10,10 +10,11 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, non_negative_int, positive_int
+from base.runtime import prepare_mxnet
 from scripts.benchmark import SIZES
-from training.arguments import HelpFormatter, OneLineParser, non_negative_int, positive_int, training_parser
-from training.errors import UserError, run
-from training.runtime import prepare_mxnet
+from training.flags import training_parser
 
 WARM_UP = 2  # steps that do not count: memory is allocated and the engine learns the names of the arrays
 
@@ -89,7 +90,7 @@ def measure(sync, args):
         """One as a training has it, and everything that follows from it."""
         images = [mx.nd.random.normal(shape=input_shape(args), ctx=device) for device in sync.devices]
         train_step(net, trainer, [(i, targets.as_in_context(i.context)) for i in images], sync)
-        sync.sum("wishes", np.zeros(3))  # as `training.keeper.Keeper` does it after every step
+        sync.sum("wishes", np.zeros(3))  # as `training.run.checkpointer.Keeper` does it after every step
         mx.nd.waitall()
 
     def step_in_parts():
@@ -171,9 +172,9 @@ def lines_of(figures, args):
 def main():
     args = parse_arguments()
     prepare_mxnet()
-    from training import sync
+    from training.distributed import process_group
 
-    with sync.start(args) as workers:
+    with process_group.start(args) as workers:
         if workers.size == 1 and args.gradient_compression != "none":
             raise UserError(f"--gradient-compression {args.gradient_compression}: a worker alone sends nothing")
         figures = figures_of(measure(workers, args), args)
@@ -182,4 +183,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

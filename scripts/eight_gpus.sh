@@ -17,17 +17,17 @@ if [[ " $* " != *" --num-gpus 0 "* ]]; then
     .venv/bin/python - "$gpus" <<'PYTHON'
 import sys
 
-from training.errors import run
-from training.runtime import prepare_mxnet
+from base.errors import run_command
+from base.runtime import prepare_mxnet
 
 
 def main():
     prepare_mxnet()
-    from training.devices import contexts
+    from base.devices import contexts
 
     contexts(int(sys.argv[1]))
 
 
-run(main)
+run_command(main)
 PYTHON
 fi

@@ -34,7 +34,7 @@ cuda_11_toolkit() {
 }
 
 # Makes $work/lib and $work/include out of pip's CUDA runtime and NCCL, which the engine will be run with, for compilers
-# and linkers to find. The build imports MXNet without training/runtime.py; a CUDA MXNet then needs LD_LIBRARY_PATH.
+# and linkers to find. The build imports MXNet without base/runtime.py; a CUDA MXNet then needs LD_LIBRARY_PATH.
 link_cuda() {
     nvidia=$(.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/nvidia
     mkdir "$work/lib"
@@ -97,7 +97,7 @@ PYTHON
         require_tools
         echo "Building $package $version against $mxnet; this takes a few minutes."
         install_needs
-        messages=$(.venv/bin/python -c "from training.runtime import prepare_mxnet; prepare_mxnet(); import mxnet" 2>&1) ||
+        messages=$(.venv/bin/python -c "from base.runtime import prepare_mxnet; prepare_mxnet(); import mxnet" 2>&1) ||
             fail "$package is built against MXNet, which does not import: ${messages##*$'\n'}"
         work=$(mktemp -d)
         trap 'rm -rf "$work"' EXIT

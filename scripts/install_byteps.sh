@@ -14,7 +14,7 @@ cuda_compiler=nvidia-cuda-nvcc-cu11==11.8.89  # of which the headers crt/ are wa
 # byteps.server is not imported but its library loaded, since the import runs a server. No process is made for both
 # libraries: they export the same names, and free the same things at the end.
 check="
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 import ctypes, glob, os
 import byteps

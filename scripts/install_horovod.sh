@@ -10,7 +10,7 @@ version=0.28.1
 sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 cmake=cmake==3.31.10  # where the system's is too old for Horovod or, from 4 on, too new for the gloo within it
 check="
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 import horovod.mxnet as hvd
 assert hvd.gloo_built(), 'it was built without gloo'

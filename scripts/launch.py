@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
-from training.arguments import OneLineParser, non_negative_int, positive_int
-from training.errors import UserError, run
-from training.runtime import THREAD_VARIABLES, real_core_count
+from base.errors import UserError, run_command
+from base.flags import OneLineParser, non_negative_int, positive_int
+from base.runtime import THREAD_VARIABLES, real_core_count
 
 EPILOG = """one machine:
   scripts/launch.py --num-gpus 8 python3 cifar10_train.py --sync byteps --num-gpus 1
@@ -318,4 +318,4 @@ def say(name, returncode, others):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

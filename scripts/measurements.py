@@ -15,20 +15,21 @@ import numpy as np
 from mxnet import autograd, profiler
 from mxnet.gluon import nn
 
+from base.errors import UserError
+from base.flags import choose
 from data.dataset import Dataset
-from data.mixing import Mixing
+from data.mixup import Mixing
 from data.records import write_records
 from model import attention_net_spec, get_attention_cifar, get_attention_net
 from model.plain import make_plain
 from model.summary import products
-from training.arguments import choose, training_parser
-from training.board import Progress
-from training.errors import UserError
+from training.commands import loader
+from training.distributed.process_group import OneProcess
+from training.flags import training_parser
 from training.loop import make_trainer, place, train_epoch, train_step
-from training.position import Position
-from training.recipe import loader
 from training.recomputation import Recomputation
-from training.sync import OneProcess
+from training.run.logger import Progress
+from training.run.progress import Position
 
 __all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]
 
@@ -254,7 +255,7 @@ class SameBatch:
 
 
 class Unattended:
-    """What the training loop needs of a `training.keeper.Keeper`, without saving anything."""
+    """What the training loop needs of a `training.run.checkpointer.Keeper`, without saving anything."""
 
     def __init__(self, position):
         self.position = position

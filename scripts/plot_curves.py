@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import pandas
 
-from training.errors import UserError, run
+from base.errors import UserError, run_command
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
@@ -68,4 +68,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -97,7 +97,7 @@ nor a uv that can provide one; on Debian 12, apt-get install python3-venv brings
 
     # A GPU set may be installed where there is no driver yet, as in the build of a container image.
     if [[ $kind == CPU ]] || driver_answers; then
-        import="from training.runtime import prepare_mxnet; prepare_mxnet(); import mxnet"
+        import="from base.runtime import prepare_mxnet; prepare_mxnet(); import mxnet"
         messages=$("$python" -c "$import" 2>&1) ||
             fail "MXNet is installed but does not import: ${messages##*$'\n'}"
     fi

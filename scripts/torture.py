@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.arguments import non_negative_float, non_negative_int, positive_int
-from training.checkpoint import Checkpoints
-from training.errors import UserError, run
+from base.errors import UserError, run_command
+from base.flags import non_negative_float, non_negative_int, positive_int
+from training.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = 2  # columns at a CSV's end
@@ -153,4 +153,4 @@ def _finish(process):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

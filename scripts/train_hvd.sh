@@ -7,7 +7,7 @@ source scripts/eight_gpus.sh
 
 .venv/bin/python -c "import horovod" 2>/dev/null || scripts/install_horovod.sh
 if [[ -z ${OMP_NUM_THREADS:-} ]]; then  # each worker's share of the cores, not all of them for each
-    share="from training.runtime import real_core_count; print(max(1, real_core_count() // $gpus))"
+    share="from base.runtime import real_core_count; print(max(1, real_core_count() // $gpus))"
     export OMP_NUM_THREADS=$(.venv/bin/python -c "$share")
 fi
 # Workers find each other by gloo; GPUs are summed by NCCL, if install_horovod.sh has found CUDA.

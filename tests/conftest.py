@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 
 prepare_mxnet()  # before any test module imports MXNet
 

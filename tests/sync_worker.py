@@ -10,9 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.arguments import parse_arguments, training_parser
-from training.errors import run
-from training.runtime import prepare_mxnet
+from base.errors import run_command
+from base.runtime import prepare_mxnet
+from training.flags import parse_arguments, training_parser
 
 STEPS = 20
 
@@ -25,10 +25,10 @@ def main():
     from data.augmentation import WholeImage
     from data.digits import open_digits
     from tests.test_loop import small_net
-    from training import sync
-    from training.recipe import train
+    from training.commands import train
+    from training.distributed import process_group
 
-    with sync.start(args) as workers:
+    with process_group.start(args) as workers:
         dataset = workers.in_turn(functools.partial(open_digits, args.data_dir))
         if what == "steps":
             take_steps(small_net(), dataset._replace(training_crop=WholeImage()), workers, args, Path(folder))
@@ -41,8 +41,8 @@ def take_steps(net, dataset, workers, args, folder):
     import numpy as np
 
     from tests.test_loop import freeze_normalization
+    from training.commands import loader
     from training.loop import make_trainer, place, train_step
-    from training.recipe import loader
     from training.state import TrainingState
 
     mx.random.seed(args.seed + workers.rank)  # workers that begin differently, until the broadcast
@@ -59,4 +59,4 @@ def take_steps(net, dataset, workers, args, folder):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from base.runtime import real_core_count
 from model import get_attention_cifar, get_attention_net
 from model.summary import multiply_adds
 from scripts.measurements import as_block, chains, ready_net
 from tests.conftest import ROOT
 from tests.test_model import operators
-from training.runtime import real_core_count
 
 
 def benchmark(*flags, script=("-m", "scripts.benchmark")):

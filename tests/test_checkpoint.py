@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from training.checkpoint import Checkpoint, Checkpoints, _own_digest
-from training.errors import UserError
+from base.errors import UserError
+from training.run.checkpoint import Checkpoint, Checkpoints, _own_digest
 
 ARRAYS = {"weight": np.arange(6, dtype=np.float32).reshape(2, 3), "rows": np.ones((1, 4), np.float16)}
 

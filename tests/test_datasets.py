@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import data.cifar
+from base.errors import UserError
 from data.cifar import cifar_archives, open_cifar
 from data.download import download
 from data.records import Records
-from training.errors import UserError
 
 
 def make_binary_files(folder, name, rows=12, seed=0):

@@ -12,8 +12,8 @@ import threading
 import pytest
 
 import data.download
+from base.errors import UserError
 from data.download import download, unpack
-from training.errors import UserError
 
 CONTENT = random.Random(0).randbytes(300_001)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -21,7 +21,7 @@ ARRAYS = [
 
 SUM = f"""
 import sys
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 import hashlib
 import numpy as np

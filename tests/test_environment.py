@@ -5,12 +5,12 @@ import subprocess
 
 import pytest
 
+from base.errors import UserError
 from tests.test_resume import FLAGS, kill_at, results, snapshot, stop_at, train
 from tests.test_training import assert_refused, train_on_digits
-from training.board import Board
-from training.checkpoint import Checkpoints
-from training.errors import UserError
-from training.runs import RunFiles, new_run
+from training.run.checkpoint import Checkpoints
+from training.run.files import RunFiles, new_run
+from training.run.logger import Board
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import mxnet as mx
 from mxnet.gluon import nn
 
-from training.exports import Exports
+from training.run.exports import Exports
 
 
 def test_the_last_the_best_and_every_so_many_epochs_are_kept(tmp_path):

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from base.errors import UserError
 from data.cifar import cifar_archives, read_rows
 from data.records import Records, ensure_records, write_records
 from scripts.plot_curves import plot_curves
 from tests.test_checkpoint import save_some
 from tests.test_records import Splits, some_images
 from tests.test_resume import FLAGS, snapshot, stop_at, train
-from training.arguments import parse_arguments, training_parser
-from training.checkpoint import Checkpoint, Checkpoints
-from training.errors import UserError
+from training.flags import parse_arguments, training_parser
+from training.run.checkpoint import Checkpoint, Checkpoints
 
 
 def fuzzed(examples):

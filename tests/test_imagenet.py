@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from base.errors import UserError
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow, aspect_ratios
 from data.imagenet import MEAN, STD, as_jpeg, open_imagenet, prepare
 from data.loader import Loader
 from data.records import Records
 from tests.conftest import ROOT
-from training.errors import UserError
 
 
 def smooth_image(width=90, height=60, seed=0):

@@ -82,7 +82,7 @@ def test_labels_among_the_first_guesses_are_found():
 def parsed(*argv):
     """What the script's flags are with a command line."""
     code = (
-        "import imagenet_train, json, sys; from training.arguments import parse_arguments\n"
+        "import imagenet_train, json, sys; from training.flags import parse_arguments\n"
         "args = vars(parse_arguments(imagenet_train.flags()))\n"
         "assert not {'mxnet', 'numpy', 'nvidia'} & set(sys.modules)\n"
         "print(json.dumps(args))"

@@ -12,8 +12,8 @@ import time
 
 import pytest
 
+from base.runtime import real_core_count
 from tests.conftest import ROOT
-from training.runtime import real_core_count
 
 LAUNCH = [sys.executable, "scripts/launch.py"]
 SEVERAL = ["--workers", "2", "--servers", "1", "--scheduler", "127.0.0.1:9000"]

@@ -6,9 +6,9 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from base.errors import UserError
 from data.loader import Loader, ShardedLoader
 from data.records import Records
-from training.errors import UserError
 
 
 def make_loader(dataset, batch_size=10, training=True, seed=1, **options):

@@ -10,13 +10,13 @@ from mxnet import autograd
 from mxnet.gluon import nn
 
 from data.loader import ShardedLoader
-from data.mixing import Mixing
-from training.arguments import parse_arguments, training_parser
-from training.board import Board, Progress
+from data.mixup import Mixing
+from training.distributed.process_group import OneProcess
+from training.flags import parse_arguments, training_parser
 from training.loop import fit, hand_over, make_trainer, place, train_step, validate
-from training.runs import new_run
+from training.run.files import new_run
+from training.run.logger import Board, Progress
 from training.state import TrainingState
-from training.sync import OneProcess
 
 ON_ONE = OneProcess([mx.cpu()])
 

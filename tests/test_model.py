@@ -11,7 +11,7 @@ from mxnet.gluon import nn
 
 from model import attention_net_spec, get_attention_cifar, get_attention_net, units
 from model.attention import AttentionModule, Upsample
-from model.fusion import fuse
+from model.onednn import fuse
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
 from model.units import NormReLU, PreActivationBottleneck, ResNeXtUnit, SqueezeExcitation, start_as_shortcuts

@@ -9,14 +9,14 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from data.mixing import mixup
+from data.mixup import mixup
 from model import AttentionNet, AttentionNetCifar, units
 from tests.test_benchmark import printed
 from tests.test_training import train_on_digits
+from training.distributed.process_group import OneProcess
 from training.loop import make_trainer, place, train_step
 from training.recomputation import Recomputation
 from training.state import TrainingState
-from training.sync import OneProcess
 
 
 def training(family, unit, memory_saving, devices):

@@ -7,8 +7,8 @@ import mxnet as mx
 import numpy as np
 import pytest
 
+from base.errors import UserError
 from data.records import MAGIC, MANIFEST, Records, ensure_records, write_records
-from training.errors import UserError
 
 
 def some_images(count=5, seed=0):

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
+from base.errors import Diverged, UserError
 from data.loader import ShardedLoader
-from data.mixing import Mixing
+from data.mixup import Mixing
 from scripts.torture import figures
-from training.arguments import parse_arguments, training_parser
-from training.checkpoint import Checkpoint, Checkpoints
-from training.errors import Diverged, UserError
+from training.distributed.process_group import OneProcess
+from training.flags import parse_arguments, training_parser
 from training.loop import fit
-from training.position import Position
-from training.sync import OneProcess
+from training.run.checkpoint import Checkpoint, Checkpoints
+from training.run.progress import Position
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -165,7 +165,7 @@ def test_a_kill_between_the_rows_and_the_checkpoint_doubles_none(tmp_path, digit
 
 
 def test_a_kill_between_the_checkpoint_and_the_parameters_files_loses_none(tmp_path, digits, undisturbed, monkeypatch):
-    from training.exports import Exports
+    from training.run.exports import Exports
 
     def killed(*_):
         raise Killed
@@ -281,7 +281,7 @@ def test_another_network_is_refused_by_the_name_of_an_array(stopped, digits, mon
 
 
 def test_a_run_is_written_by_one_process_at_a_time(stopped, digits):
-    from training.runs import RunFiles
+    from training.run.files import RunFiles
 
     with RunFiles(stopped, "run"):
         refused(stopped, digits, "--resume", "run", match="another process")

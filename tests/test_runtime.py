@@ -1,4 +1,4 @@
-"""training.runtime: the thread count and the CUDA libraries are right before MXNet is imported."""
+"""base.runtime: the thread count and the CUDA libraries are right before MXNet is imported."""
 
 import importlib.util
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from training import runtime
-from training.errors import UserError
-from training.runtime import prepare_mxnet, real_core_count
+from base import runtime
+from base.errors import UserError
+from base.runtime import prepare_mxnet, real_core_count
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STUB_DRIVER = REPOSITORY / "tests" / "stubs" / "cuda_driver.c"
@@ -144,7 +144,7 @@ def test_too_late_is_an_error_only_where_it_makes_a_difference(monkeypatch):
 def test_mxnet_runs_with_the_thread_count_that_was_prepared():
     code = """
 import ctypes
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 import mxnet
 print(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
@@ -156,7 +156,7 @@ print(ctypes.CDLL("libgomp.so.1").omp_get_max_threads())
 
 
 def test_the_module_imports_only_the_standard_library():
-    code = "import sys, training.runtime; print(sorted({'mxnet', 'numpy', 'nvidia'} & set(sys.modules)))"
+    code = "import sys, base.runtime; print(sorted({'mxnet', 'numpy', 'nvidia'} & set(sys.modules)))"
     assert run_python(code).stdout.strip() == "[]"
 
 
@@ -186,7 +186,7 @@ def stub_driver(tmp_path_factory):
 
 def test_the_gpu_set_needs_the_driver_and_nothing_else_on_the_library_path(gpu_python, stub_driver):
     code = """
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 prepare_mxnet()
 import mxnet as mx
@@ -199,7 +199,7 @@ print(mx.context.num_gpus(), mx.runtime.Features().is_enabled("CUDA"), mx.nd.one
 def test_the_parts_that_cudnn_opens_later_are_found(gpu_python, stub_driver):
     code = """
 import ctypes
-from training.runtime import prepare_mxnet
+from base.runtime import prepare_mxnet
 prepare_mxnet()
 ctypes.CDLL("libcudnn.so.8").cudnnAdvTrainVersionCheck()
 print("libcudnn_adv_train.so.8" in open("/proc/self/maps").read())

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from training.checkpoint import Checkpoints
+from training.run.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -55,6 +55,6 @@ def test_a_second_ctrl_c_stops_at_once(training, tmp_path):
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_command_without_a_training_ends_with_the_same_status(number, status):
-    code = "import os, time\nfrom training.errors import run\n"
-    code += f"run(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(9)))"
+    code = "import os, time\nfrom base.errors import run_command\n"
+    code += f"run_command(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(9)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == status

@@ -17,11 +17,11 @@ from data.loader import ShardedLoader
 from tests import engines
 from tests.conftest import ROOT, assert_refused, run_script
 from tests.test_loop import small_net
-from training.board import Progress
-from training.checkpoint import Checkpoints
-from training.launched import launched
+from training.distributed.launcher import launched
+from training.distributed.process_group import OneProcess, SummingTrainer
 from training.loop import validate
-from training.sync import OneProcess, SummingTrainer
+from training.run.checkpoint import Checkpoints
+from training.run.logger import Progress
 
 WORKER = [sys.executable, "tests/sync_worker.py"]
 IMAGES = 16  # a step, over all workers

@@ -2,10 +2,10 @@
 
 import mxnet as mx
 
-from training.board import Progress
-from training.errors import UserError
+from base.errors import UserError
+from training.commands import loader
 from training.loop import place, precision, validate
-from training.recipe import loader
+from training.run.logger import Progress
 
 __all__ = ["evaluate"]
 

@@ -8,17 +8,17 @@ from collections import namedtuple
 import mxnet as mx
 from mxnet import autograd, gluon
 
+from base.errors import WorkerLost
 from data.randomness import generator
-from model.fusion import folding, fuse
-from training.board import Board, Progress, SilentBoard
-from training.errors import WorkerLost
-from training.exports import Exports
-from training.keeper import Keeper, aside
-from training.position import Position, Totals
+from model.onednn import folding, fuse
 from training.recomputation import Recomputation
-from training.runs import new_run
+from training.run.checkpointer import Keeper, aside
+from training.run.exports import Exports
+from training.run.files import new_run
+from training.run.logger import Board, Progress, SilentBoard
+from training.run.progress import Position, Totals
+from training.run.signals import StopSignals
 from training.schedule import learning_rates
-from training.signals import StopSignals
 from training.state import TrainingState
 
 __all__ = ["Validation", "fit", "hand_over", "make_trainer", "place", "train_epoch", "train_step", "validate"]
@@ -39,11 +39,11 @@ def fit(make_net, train, validation, mixing, sync, args, run_stem):
     make_net : callable
         Returns the network, a new uninitialized HybridBlock, (N, 3, size, size) -> (N, classes).
     train, validation : data.loader.ShardedLoader
-    mixing : data.mixing.Mixing
-    sync : training.sync.OneProcess
+    mixing : data.mixup.Mixing
+    sync : training.distributed.process_group.OneProcess
         What keeps the workers in step. Each of its devices, the loaders' too, gets a replica of the network.
     args : argparse.Namespace
-        The flags of `training.arguments`.
+        The flags of `training.flags`.
     run_stem : str
         What a new run's name starts with.
 

@@ -3,7 +3,7 @@
 import mxnet as mx
 import numpy as np
 
-from training.errors import Diverged, UserError
+from base.errors import Diverged, UserError
 
 __all__ = ["TrainingState"]
 
@@ -17,7 +17,7 @@ class TrainingState:
         Initialized, on one device or on several.
     trainer : gluon.Trainer
         Its parameters', with ``update_on_kvstore=False``.
-    sync : training.sync.OneProcess
+    sync : training.distributed.process_group.OneProcess
         What the statistics of other workers come by.
     """
 

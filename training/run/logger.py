@@ -12,7 +12,7 @@ from mxboard.summary import histogram_summary, image_summary, scalar_summary
 from mxboard.writer import SummaryToEventTransformer
 from tqdm import tqdm
 
-from training.files import append, writing
+from base.files import append, writing
 
 __all__ = ["Board", "Progress", "SilentBoard"]
 
@@ -25,7 +25,7 @@ class Board:
 
     Parameters
     ----------
-    files : training.runs.RunFiles
+    files : training.run.files.RunFiles
     epochs : int
         Of the whole training.
     """
@@ -98,7 +98,7 @@ class EventFile:
 
     Parameters
     ----------
-    files : training.runs.RunFiles
+    files : training.run.files.RunFiles
     """
 
     def __init__(self, files):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training.position import Position, Totals
+from training.run.progress import Position, Totals
 
 
 def some_position(**changes):

@@ -3,15 +3,24 @@
 import argparse
 import contextlib
 import io
-import math
-import re
 import secrets
 import sys
 from pathlib import Path
 
-from training.errors import UserError
+from base.errors import UserError
+from base.flags import (
+    HelpFormatter,
+    OneLineParser,
+    file_name,
+    fraction,
+    increasing_numbers,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 
-__all__ = ["choose", "parse_arguments", "training_parser"]
+__all__ = ["parse_arguments", "training_parser"]
 
 # A checkpoint holds all flags but these, which say where the run is and not how it trains.
 NOT_SETTINGS = {"resume", "run_name", "log_dir"}
@@ -37,22 +46,6 @@ DEFAULT_LOG_DIR = "./log"
 
 EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
 another worker); 3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage before it."""
-
-    def error(self, message):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one to show."""
-
-    def _get_help_string(self, action):
-        if action.default in (None, False) or action.nargs == 0:
-            return action.help
-        return super()._get_help_string(action)
 
 
 def training_parser(description, *, datasets, **defaults):
@@ -184,7 +177,7 @@ def parse_arguments(parser, argv=None):
     """Parse the command line and check the flags against each other; a contradiction exits with status 2.
 
     Returns a namespace of all flags and, besides, ``settings``: those a checkpoint holds, as they were given; and
-    ``resumed``: the `training.resume.Resumed` that --resume names, or None.
+    ``resumed``: the `training.run.resume.Resumed` that --resume names, or None.
 
     Raises UserError where --resume names no run to go on with.
     """
@@ -205,19 +198,12 @@ def parse_arguments(parser, argv=None):
     return args
 
 
-def choose(flag, name, table):
-    """``table[name]``. Raises UserError, with the names that a flag may have, where there is none."""
-    if name not in table:
-        raise UserError(f"{flag} {name}: choose one of {', '.join(map(str, table))}")
-    return table[name]
-
-
 def _merge(parser, argv, args):
     """(The flags of a run to go on with and of the command line, the `Resumed` run).
 
     They are the command line's own, and None, where --resume auto finds no run.
     """
-    from training.resume import find_newest, open_run  # which import numpy
+    from training.run.resume import find_newest, open_run  # which import numpy
 
     if args.run_name is not None:
         parser.error("--run-name is for new runs: --resume keeps the run's own")
@@ -279,52 +265,3 @@ def _given(parser, argv):
     unset = object()
     everything = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset)))
     return {name: value for name, value in vars(everything).items() if value is not unset}
-
-
-def _number(text, convert, accepts, meaning):
-    try:
-        value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not math.isfinite(value) or not accepts(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-    return value
-
-
-def positive_int(text):
-    return _number(text, int, lambda value: value > 0, "a whole number above 0")
-
-
-def non_negative_int(text):
-    return _number(text, int, lambda value: 0 <= value < 2**31, "a whole number from 0 on")
-
-
-def positive_float(text):
-    return _number(text, float, lambda value: value > 0, "a number above 0")
-
-
-def non_negative_float(text):
-    return _number(text, float, lambda value: value >= 0, "a number from 0 on")
-
-
-def fraction(text):
-    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-
-
-def positive_fraction(text):
-    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
-
-
-def increasing_numbers(text):
-    """ "80,120" as [80.0, 120.0]; an empty text is no number at all."""
-    numbers = [positive_float(part) for part in text.split(",")] if text else []
-    if numbers != sorted(set(numbers)):
-        raise argparse.ArgumentTypeError(f"{text!r} does not rise from number to number")
-    return numbers
-
-
-def file_name(text):
-    """A name for files and folders: letters, digits and . _ + = - in it, the first no dot or dash."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no plain name (letters, digits, . _ + = -)")
-    return text

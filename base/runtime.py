@@ -3,7 +3,7 @@
 MXNet reads its thread count and resolves its CUDA libraries once, while it is imported. Every script
 therefore begins with
 
-    from training.runtime import prepare_mxnet
+    from base.runtime import prepare_mxnet
 
     prepare_mxnet()
 
@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from training.errors import UserError
+from base.errors import UserError
 
 # Either of these is the user's own choice of a thread count.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")

@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from training.files import sync, writing
+from base.files import fsync, writing
 
 __all__ = ["Exports"]
 
@@ -44,7 +44,7 @@ class Exports:
             try:
                 with open(temporary, "wb") as file:
                     shutil.copyfileobj(memory, file)
-                sync(temporary)
+                fsync(temporary)
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import os
 
-from training.errors import UserError
+from base.errors import UserError
 
-__all__ = ["append", "file_digest", "sync", "writing"]
+__all__ = ["append", "file_digest", "fsync", "writing"]
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def append(path, data):
         file.write(data)
 
 
-def sync(path):
+def fsync(path):
     """Wait until a file's bytes, or a folder's names, are on the disk."""
     with writing(path):
         descriptor = os.open(path, os.O_RDONLY)

@@ -16,9 +16,9 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from training.devices import contexts
-from training.errors import UserError, WorkerLost, report
-from training.launched import launched
+from base.devices import contexts
+from base.errors import UserError, WorkerLost, report
+from training.distributed.launcher import launched
 
 __all__ = ["BytePS", "Horovod", "OneProcess", "start"]
 
@@ -53,7 +53,7 @@ class OneProcess:
         Which of those on this machine.
     devices : list of mxnet.Context
         What this worker trains on.
-    signals : training.signals.StopSignals or None
+    signals : training.run.signals.StopSignals or None
         Of a training that has begun. Before, workers are waited for as long as it takes.
     """
 
@@ -115,7 +115,7 @@ class SeveralProcesses(OneProcess):
     Parameters
     ----------
     args : argparse.Namespace
-        The flags of `training.arguments`.
+        The flags of `training.flags`.
     """
 
     module = installer = None

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from training.arguments import parse_arguments, training_parser
+from training.flags import parse_arguments, training_parser
 
 
 def parse(*argv):

@@ -3,11 +3,11 @@
 import contextlib
 from pathlib import Path
 
-from training.checkpoint import Checkpoint, Checkpoints
-from training.errors import UserError
-from training.launched import launched
-from training.position import Position
-from training.runs import RunFiles
+from base.errors import UserError
+from training.distributed.launcher import launched
+from training.run.checkpoint import Checkpoint, Checkpoints
+from training.run.files import RunFiles
+from training.run.progress import Position
 
 __all__ = ["Resumed", "find_newest", "open_run"]
 
@@ -17,14 +17,14 @@ class Resumed:
 
     Parameters
     ----------
-    files : training.runs.RunFiles
+    files : training.run.files.RunFiles
     checkpoint_path : path, optional
         The checkpoint to go on from; the newest whole one by default.
 
     Attributes
     ----------
-    files : training.runs.RunFiles
-    checkpoint : training.checkpoint.Checkpoint
+    files : training.run.files.RunFiles
+    checkpoint : training.run.checkpoint.Checkpoint
         Whole.
     damaged : list of str
         A line for each newer checkpoint that is not.
@@ -52,7 +52,7 @@ class Resumed:
             raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None
 
     def position(self, steps):
-        """The `training.position.Position`, in epochs of ``steps`` steps."""
+        """The `training.run.progress.Position`, in epochs of ``steps`` steps."""
         return Position.from_json(self._position, steps)
 
     def last_line(self):

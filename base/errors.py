@@ -4,7 +4,7 @@ import signal
 import sys
 import traceback
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_TERMINATED", "Diverged", "UserError", "WorkerLost", "report", "run"]
+__all__ = ["EXIT_INTERRUPTED", "EXIT_TERMINATED", "Diverged", "UserError", "WorkerLost", "report", "run_command"]
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -26,7 +26,7 @@ class WorkerLost(UserError):
     """Other workers of a training that do not answer any more."""
 
 
-def run(main):
+def run_command(main):
     """Call a command's ``main()`` and end as it ended; SIGTERM ends it with 143."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:

@@ -13,8 +13,8 @@ import shutil
 
 import numpy as np
 
-from training.errors import UserError
-from training.files import file_digest, sync, writing
+from base.errors import UserError
+from base.files import file_digest, fsync, writing
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -143,9 +143,9 @@ class Checkpoints:
                 manifest["sha256"] = _own_digest(manifest)
                 (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
                 for written in (new / ARRAYS, new / MANIFEST, new):
-                    sync(written)
+                    fsync(written)
                 new.rename(path)
-                sync(self._folder)
+                fsync(self._folder)
         except UserError:
             shutil.rmtree(new, ignore_errors=True)
             raise

@@ -1,7 +1,7 @@
 """What every training script does with its flags."""
 
 from data.loader import ShardedLoader
-from data.mixing import Mixing
+from data.mixup import Mixing
 from training.loop import fit
 
 __all__ = ["loader", "train"]
@@ -33,9 +33,9 @@ def train(make_net, dataset, network, sync, args):
     dataset : data.dataset.Dataset
     network : str
         What the network is called, without its depth.
-    sync : training.sync.OneProcess
+    sync : training.distributed.process_group.OneProcess
     args : argparse.Namespace
-        The flags of `training.arguments`.
+        The flags of `training.flags`.
     """
     mixing = Mixing(
         dataset.classes,

@@ -6,8 +6,8 @@ import time
 import weakref
 from pathlib import Path
 
-from training.errors import UserError
-from training.files import sync, writing
+from base.errors import UserError
+from base.files import fsync, writing
 
 __all__ = ["RunFiles", "new_run"]
 
@@ -56,7 +56,7 @@ class RunFiles:
         """Wait until all is on the disk. Returns the sizes for `cut_back`."""
         present = [path for path in (self.log, self.csv) if path.exists()]
         for path in [*present, *self.event_files()]:
-            sync(path)
+            fsync(path)
         return {path.name: path.stat().st_size for path in [*present, *self.event_files()]}
 
     def cut_back(self, sizes):

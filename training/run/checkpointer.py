@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from training.arguments import DEFAULT_LOG_DIR
-from training.checkpoint import Checkpoints
-from training.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
-from training.position import Totals
+from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from training.flags import DEFAULT_LOG_DIR
+from training.run.checkpoint import Checkpoints
+from training.run.progress import Totals
 
 __all__ = ["Keeper", "aside"]
 
@@ -23,18 +23,18 @@ class Keeper:
 
     Parameters
     ----------
-    files : training.runs.RunFiles or None
+    files : training.run.files.RunFiles or None
         None for all workers but the first, which writes for all.
-    board : training.board.Board or SilentBoard
+    board : training.run.logger.Board or SilentBoard
     state : training.state.TrainingState
-    position : training.position.Position
+    position : training.run.progress.Position
         Kept up to date by the training.
     data : dict
         What identifies the images to train on, JSON values.
-    sync : training.sync.OneProcess
+    sync : training.distributed.process_group.OneProcess
         Has ``signals``. All workers call `restore`, `save`, `attend` and `not_finite` at the same places.
     args : argparse.Namespace
-        The flags of `training.arguments`.
+        The flags of `training.flags`.
     """
 
     def __init__(self, files, board, state, position, data, sync, args):

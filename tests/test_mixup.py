@@ -4,7 +4,7 @@ import mxnet as mx
 import numpy as np
 
 from data.loader import Batch
-from data.mixing import Mixing, mixup, smooth
+from data.mixup import Mixing, mixup, smooth
 
 
 def test_mixup_mixes_with_the_reversed_batch():

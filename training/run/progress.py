@@ -54,7 +54,7 @@ class Position:
     seconds : float
         Spent on these steps.
     totals : Totals
-        Of these steps: losses, and hits as `data.mixing.Mixing.metric_name` counts them.
+        Of these steps: losses, and hits as `data.mixup.Mixing.metric_name` counts them.
     skipped : int
         Steps in a row, up to here, that were left out because their loss was not finite.
     best_accuracy, best_epoch : float, int

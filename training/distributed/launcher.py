@@ -3,7 +3,7 @@
 import os
 from collections import namedtuple
 
-from training.errors import UserError
+from base.errors import UserError
 
 __all__ = ["Launched", "launched"]
 

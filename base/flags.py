@@ -1,0 +1,93 @@
+"""Flags that say what is wrong with them in one line. Imports nothing heavy: --help answers at once."""
+
+import argparse
+import math
+import re
+
+from base.errors import UserError
+
+__all__ = [
+    "HelpFormatter",
+    "OneLineParser",
+    "choose",
+    "file_name",
+    "fraction",
+    "increasing_numbers",
+    "non_negative_float",
+    "non_negative_int",
+    "positive_float",
+    "positive_fraction",
+    "positive_int",
+]
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, without the usage before it."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one to show."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, False) or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def choose(flag, name, table):
+    """``table[name]``. Raises UserError, with the names that a flag may have, where there is none."""
+    if name not in table:
+        raise UserError(f"{flag} {name}: choose one of {', '.join(map(str, table))}")
+    return table[name]
+
+
+def _number(text, convert, accepts, meaning):
+    try:
+        value = convert(text)
+    except ValueError:
+        value = None
+    if value is None or not math.isfinite(value) or not accepts(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+    return value
+
+
+def positive_int(text):
+    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+
+
+def non_negative_int(text):
+    return _number(text, int, lambda value: 0 <= value < 2**31, "a whole number from 0 on")
+
+
+def positive_float(text):
+    return _number(text, float, lambda value: value > 0, "a number above 0")
+
+
+def non_negative_float(text):
+    return _number(text, float, lambda value: value >= 0, "a number from 0 on")
+
+
+def fraction(text):
+    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def positive_fraction(text):
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+
+
+def increasing_numbers(text):
+    """ "80,120" as [80.0, 120.0]; an empty text is no number at all."""
+    numbers = [positive_float(part) for part in text.split(",")] if text else []
+    if numbers != sorted(set(numbers)):
+        raise argparse.ArgumentTypeError(f"{text!r} does not rise from number to number")
+    return numbers
+
+
+def file_name(text):
+    """A name for files and folders: letters, digits and . _ + = - in it, the first no dot or dash."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no plain name (letters, digits, . _ + = -)")
+    return text
