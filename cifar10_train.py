@@ -20,8 +20,7 @@ def main():
     from data.cifar import open_cifar
     from data.digits import open_digits
     from model import attention_net_spec, get_attention_cifar, units
-    from training.commands import train
-    from training.distributed import process_group
+    from training.commands import join_group, train
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     unit = choose("--unit", args.unit, units)
@@ -29,10 +28,10 @@ def main():
         open_dataset = functools.partial(open_digits, args.data_dir)
     else:
         open_dataset = functools.partial(open_cifar, args.dataset, args.data_dir)
-    with process_group.start(args) as workers:
-        dataset = workers.in_turn(open_dataset)
+    with join_group(args) as group:
+        dataset = group.main_process_first(open_dataset)
         make_net = functools.partial(get_attention_cifar, dataset.classes, args.num_layers, unit=unit)
-        train(make_net, dataset, unit.network, workers, args)
+        train(make_net, dataset, unit.network, group, args)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,7 @@ def main():
     from data.imagenet import open_imagenet
     from model import AttentionNet, attention_net_spec, get_attention_net, units
     from model.units import start_as_shortcuts
-    from training.commands import train
-    from training.distributed import process_group
-    from training.evaluation import evaluate
+    from training.commands import evaluate, join_group, train
 
     unit = choose("--model", args.model, {unit.network: unit for unit in units.values()})
     choose("--num-layers", args.num_layers, attention_net_spec)
@@ -109,12 +107,12 @@ def main():
                 parameter.wd_mult = 0.0
         return net
 
-    with process_group.start(args) as workers:
-        dataset = workers.in_turn(open_dataset)
+    with join_group(args) as group:
+        dataset = group.main_process_first(open_dataset)
         if args.eval_only:
-            evaluate(make_net(), args.params, dataset, workers, args)
+            evaluate(make_net(), dataset, group, args)
         else:
-            train(make_net, dataset, unit.network, workers, args)
+            train(make_net, dataset, unit.network, group, args)
 
 
 if __name__ == "__main__":

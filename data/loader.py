@@ -20,14 +20,15 @@ from data.records import Records
 
 __all__ = ["Batch", "Loader", "ShardedLoader"]
 
-Batch = namedtuple("Batch", ["images", "labels", "count", "place"])
+Batch = namedtuple("Batch", ["images", "labels", "count", "coordinates"])
 Batch.__doc__ = """One device's share of a step.
 
 images : NDArray, float32, (batch_size, 3, size, size), normalized
 labels : NDArray, float32, (batch_size,)
 count : int
     How many images count, from the first on. Less than batch_size only at the end of a validation.
-place : (epoch, step, shard)
+coordinates : (epoch, step, shard)
+    Where in the training the batch stands.
 """
 
 

@@ -18,24 +18,25 @@ from mxnet.gluon import nn
 from base.errors import UserError
 from base.flags import choose
 from data.dataset import Dataset
-from data.mixup import Mixing
+from data.mixup import TargetTransform
 from data.records import write_records
 from model import attention_net_spec, get_attention_cifar, get_attention_net
 from model.plain import make_plain
 from model.summary import products
-from training.commands import loader
-from training.distributed.process_group import OneProcess
+from training.commands import make_loader
+from training.distributed.process_group import SingleProcess
 from training.flags import training_parser
-from training.loop import make_trainer, place, train_epoch, train_step
+from training.learner import INITIALIZER, Learner, initialize, train_step
+from training.loop import train_epoch
+from training.optimizers import optimizer_options
 from training.recomputation import Recomputation
-from training.run.logger import Progress
-from training.run.progress import Position
+from training.run.progress import TrainingProgress
+from training.run.progress_bar import ProgressBar
 
 __all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]
 
 FAMILIES = {"cifar": (get_attention_cifar, 10), "imagenet": (get_attention_net, 1000)}  # with the number of classes
-INITIALIZER = mx.init.MSRAPrelu(factor_type="in", slope=0)
-ON_ONE = OneProcess([mx.cpu()])
+ON_ONE = SingleProcess([mx.cpu()])
 WARM_UP = 1  # turns that do not count: memory is allocated and oneDNN's kernels are generated in them
 ALONE_STEPS = 100  # batches of an epoch of the loader alone
 BESIDE_STEPS = 4  # and of one beside the training
@@ -133,21 +134,22 @@ def ready_net(args, inference=False):
         make_plain(net).initialize(INITIALIZER)
         net.hybridize()
     else:
-        place(net, [mx.cpu()], "float32", INITIALIZER, memory_saving=args.form == "saving", inference=inference)
+        initialize(net, [mx.cpu()], INITIALIZER, memory_saving=args.form == "saving", inference=inference)
     return net, classes
 
 
 def ready_training(args):
     """The network of the flags or, in the saving form, its `Recomputation`, its trainer, and its number of classes."""
     net, classes = ready_net(args)
-    return Recomputation(net) if args.form == "saving" else net, make_trainer(net, ON_ONE, recipe()), classes
+    trainer = ON_ONE.trainer(net.collect_params(), *optimizer_options(default_flags()))
+    return Recomputation(net) if args.form == "saving" else net, trainer, classes
 
 
 def input_shape(args):
     return args.batch_size, 3, args.input_size, args.input_size
 
 
-def recipe():
+def default_flags():
     """The training scripts' flags at their defaults."""
     return training_parser("", datasets=["cifar10"]).parse_args(["--seed", "0"])
 
@@ -238,9 +240,9 @@ def cifar_like(folder, count, size):
 
 def training_images(dataset, args, limit=None):
     """The training images' loader, as the training scripts make it."""
-    flags = recipe()
+    flags = default_flags()
     flags.batch_size, flags.limit = args.batch_size, limit
-    return loader(dataset, "train", ON_ONE, flags, training=True)
+    return make_loader(dataset, "train", ON_ONE, flags)
 
 
 class SameBatch:
@@ -254,17 +256,20 @@ class SameBatch:
         return itertools.repeat(self._batches, self.steps - first_step)
 
 
-class Unattended:
-    """What the training loop needs of a `training.run.checkpointer.Keeper`, without saving anything."""
+class Unrecorded:
+    """What the training loop needs of a `training.run.run.Run`, without a file."""
 
-    def __init__(self, position):
-        self.position = position
+    def __init__(self, progress):
+        self.progress = progress
 
-    def attend(self):
+    def progress_bar(self, steps, done=0):
+        return ProgressBar(steps, "training", interval=steps + 1, done=done)
+
+    def on_step_end(self):
         pass
 
-    def not_finite(self, description):
-        raise UserError(description)
+    def on_not_finite(self, error):
+        raise UserError(str(error))
 
 
 def every_batch(loader):
@@ -280,12 +285,12 @@ def every_batch(loader):
 
 def training_epoch(args, loader):
     """A function that trains for an epoch, each time the next one."""
-    net, trainer, classes = ready_training(args)
-    flags, mixing, epochs = recipe(), Mixing(classes), itertools.count()
+    _, classes = make_net(args)
+    learner = Learner(lambda: make_net(args)[0], ON_ONE, optimizer_options(default_flags()), seed=0)
+    transform, epochs = TargetTransform(classes), itertools.count()
 
     def run():
-        keeper = Unattended(Position(loader.steps, next(epochs)))
-        with Progress(loader.steps, "training", interval=loader.steps + 1) as progress:
-            train_epoch(net, trainer, loader, mixing, lambda step: 0.01, ON_ONE, flags, keeper, progress)
+        unrecorded = Unrecorded(TrainingProgress(loader.steps, next(epochs)))
+        train_epoch(learner, unrecorded, loader, transform, lambda step: 0.01)
 
     return run

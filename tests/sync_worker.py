@@ -25,37 +25,37 @@ def main():
     from data.augmentation import WholeImage
     from data.digits import open_digits
     from tests.test_loop import small_net
-    from training.commands import train
-    from training.distributed import process_group
+    from training.commands import join_group, train
 
-    with process_group.start(args) as workers:
-        dataset = workers.in_turn(functools.partial(open_digits, args.data_dir))
+    with join_group(args) as group:
+        dataset = group.main_process_first(functools.partial(open_digits, args.data_dir))
         if what == "steps":
-            take_steps(small_net(), dataset._replace(training_crop=WholeImage()), workers, args, Path(folder))
+            take_steps(small_net(), dataset._replace(training_crop=WholeImage()), group, args, Path(folder))
         else:
-            train(small_net, dataset, "small", workers, args)
+            train(small_net, dataset, "small", group, args)
 
 
-def take_steps(net, dataset, workers, args, folder):
+def take_steps(net, dataset, group, args, folder):
     import mxnet as mx
     import numpy as np
 
     from tests.test_loop import freeze_normalization
-    from training.commands import loader
-    from training.loop import make_trainer, place, train_step
+    from training.commands import make_loader
+    from training.learner import initialize, train_step
+    from training.optimizers import optimizer_options
     from training.state import TrainingState
 
-    mx.random.seed(args.seed + workers.rank)  # workers that begin differently, until the broadcast
-    place(net, workers.devices, "float32", mx.init.Xavier())
+    mx.random.seed(args.seed + group.rank)  # processes that begin differently, until the broadcast
+    initialize(net, group.devices, mx.init.Xavier())
     freeze_normalization(net)
-    trainer = make_trainer(net, workers, args)
-    state = TrainingState(net, trainer, workers)
-    workers.broadcast(net)
+    trainer = group.trainer(net.collect_params(), *optimizer_options(args))
+    state = TrainingState(net, trainer, group)
+    group.broadcast(net)
     trainer.set_learning_rate(args.lr)
-    batches = loader(dataset, "train", workers, args, training=True).epoch(0)
+    batches = make_loader(dataset, "train", group, args).epoch(0)
     for _, (batch,) in zip(range(STEPS), batches):
-        train_step(net, trainer, [(batch.images, batch.labels.one_hot(dataset.classes))], workers)
-    np.savez(folder / f"{workers.rank}.npz", **state.gather(state.statistics()))
+        train_step(net, trainer, [(batch.images, batch.labels.one_hot(dataset.classes))], group)
+    np.savez(folder / f"{group.rank}.npz", **state.gather(state.statistics()))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tests.test_resume import FLAGS, kill_at, results, snapshot, stop_at, train
 from tests.test_training import assert_refused, train_on_digits
 from training.run.checkpoint import Checkpoints
 from training.run.files import RunFiles, new_run
-from training.run.logger import Board
+from training.run.logger import RunLogger
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_wherever_the_disk_is_full_the_run_can_go_on(disk, digits, kilobytes, tm
 def test_the_text_log_says_when_it_cannot_be_written(disk, capsys):
     folder, mount = disk
     mount("size=40k")
-    board = Board(new_run(folder, "run", "stem"), 1)
+    logger = RunLogger(new_run(folder, "run", "stem"), 1)
     with pytest.raises(UserError, match=r"run\.log: No space left on device"):
         for _ in range(1000):
-            board.info("x" * 100)
+            logger.info("x" * 100)
     assert "Traceback" not in capsys.readouterr().err
 
 

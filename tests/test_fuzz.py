@@ -167,7 +167,7 @@ def stopped(tmp_path_factory, digits):
 
 
 FACTS = ["settings", "data", "position", "updates", "sizes", ("settings", "epochs"), ("settings", "lr_steps"),
-         ("settings", "data_dir"), ("position", "step"), ("position", "totals"), ("position", "best_epoch"),
+         ("settings", "data_dir"), ("position", "step"), ("position", "averages"), ("position", "best_epoch"),
          ("sizes", "run.csv"), ("settings", "help"), ("settings", "log_dir"), ("position", "steps")]  # fmt: skip
 
 
@@ -192,8 +192,8 @@ def test_checkpoints_that_a_stranger_made(tmp_path, stopped, capsys, fact, value
         except SystemExit as ending:
             assert ending.code == 2 and capsys.readouterr().err.count("\n") == 1
         else:
-            position = resumed.position(5)
-            assert 0 <= position.step <= 5
+            progress = resumed.progress(5)
+            assert 0 <= progress.step <= 5
     assert snapshot(tmp_path) == before
 
 

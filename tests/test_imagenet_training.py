@@ -13,7 +13,7 @@ import pytest
 
 from data.imagenet import prepare
 from tests.conftest import ROOT, assert_refused, run_script
-from training.loop import among_first
+from training.metrics import top_k_hits
 
 train = functools.partial(run_script, "imagenet_train.py")
 
@@ -75,8 +75,8 @@ def test_saved_parameters_are_evaluated_at_any_size(finished, records):
 
 def test_labels_among_the_first_guesses_are_found():
     logits = mx.nd.array([[9, 8, 7, 6, 5, 4, 3], [3, 4, 5, 6, 7, 8, 9], [0, 0, 0, 0, 0, 0, 1]])
-    np.testing.assert_array_equal(among_first(logits, mx.nd.array([4, 1, 6]), 5).asnumpy(), [1, 0, 1])
-    np.testing.assert_array_equal(among_first(logits[:, :3], mx.nd.array([2, 0, 1]), 5).asnumpy(), [1, 1, 1])
+    np.testing.assert_array_equal(top_k_hits(logits, mx.nd.array([4, 1, 6]), 5).asnumpy(), [1, 0, 1])
+    np.testing.assert_array_equal(top_k_hits(logits[:, :3], mx.nd.array([2, 0, 1]), 5).asnumpy(), [1, 1, 1])
 
 
 def parsed(*argv):

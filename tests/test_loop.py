@@ -10,15 +10,16 @@ from mxnet import autograd
 from mxnet.gluon import nn
 
 from data.loader import ShardedLoader
-from data.mixup import Mixing
-from training.distributed.process_group import OneProcess
+from training.commands import train
+from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
-from training.loop import fit, hand_over, make_trainer, place, train_step, validate
+from training.learner import NotFinite, copy_parameters, initialize, train_step, validate
+from training.optimizers import optimizer_options
 from training.run.files import new_run
-from training.run.logger import Board, Progress
+from training.run.logger import RunLogger
 from training.state import TrainingState
 
-ON_ONE = OneProcess([mx.cpu()])
+ON_ONE = SingleProcess([mx.cpu()])
 
 
 def small_net():
@@ -50,10 +51,10 @@ def examples(count):
 def parameters_after(contexts, steps=5):
     """Parameters after training on 12 images a step, shared out to the contexts."""
     mx.random.seed(5)
-    sync = OneProcess(contexts)
-    net = place(small_net(), contexts, "float32", mx.init.Xavier())
+    group = SingleProcess(contexts)
+    net = initialize(small_net(), contexts, mx.init.Xavier())
     freeze_normalization(net)
-    trainer = sync.trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
+    trainer = group.trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
     images, targets = examples(12)
     share = 12 // len(contexts)
     for _ in range(steps):
@@ -64,7 +65,7 @@ def parameters_after(contexts, steps=5):
             )
             for i, c in enumerate(contexts)
         ]
-        train_step(net, trainer, shares, sync)
+        train_step(net, trainer, shares, group)
     return [[p.data(c).asnumpy() for p in net.collect_params().values()] for c in contexts]
 
 
@@ -91,13 +92,13 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
 
 @pytest.mark.parametrize("contexts", [[mx.cpu()], [mx.cpu(0), mx.cpu(1)]])
 def test_what_is_handed_over_is_what_is_validated_each_time(contexts):
-    net = place(small_net(), contexts, "float32", mx.init.Xavier())
-    evaluated = place(small_net(), contexts, "float32", mx.init.Zero(), inference=True)
+    net = initialize(small_net(), contexts, mx.init.Xavier())
+    evaluated = initialize(small_net(), contexts, mx.init.Zero(), inference=True)
     images, _ = examples(4)
     for scale in (1.0, 2.0, 3.0):
         for parameter in net.collect_params().values():
             parameter.set_data(parameter.data(contexts[0]) * scale + 0.01 * scale)  # statistics are not negative
-        hand_over(net, evaluated)
+        copy_parameters(net, evaluated)
         for context in contexts:
             share = images.as_in_context(context)
             found, expected = evaluated(share).asnumpy(), net(share).asnumpy()
@@ -105,30 +106,31 @@ def test_what_is_handed_over_is_what_is_validated_each_time(contexts):
 
 
 def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
-    sync = OneProcess([mx.cpu(0), mx.cpu(1)])
-    net = place(small_net(), sync.devices, "float32", mx.init.Xavier())
-    trainer = make_trainer(net, sync, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
-    state = TrainingState(net, trainer, sync)
+    group = SingleProcess([mx.cpu(0), mx.cpu(1)])
+    net = initialize(small_net(), group.devices, mx.init.Xavier())
+    options = {"momentum": 0.9, "wd": 1e-4}
+    trainer = group.trainer(net.collect_params(), "nag", options)
+    state = TrainingState(net, trainer, group)
     images, targets = examples(4)
-    good = [(images.as_in_context(context), targets.as_in_context(context)) for context in sync.devices]
-    train_step(net, trainer, good, sync)
+    good = [(images.as_in_context(context), targets.as_in_context(context)) for context in group.devices]
+    train_step(net, trainer, good, group)
     before = state.gather(state.statistics())
     of_nan = [good[0], (good[1][0] * np.nan, good[1][1])]  # ReLU makes zeros of them: the loss is finite
-    with pytest.raises(FloatingPointError, match="gradient's norm is nan"):
-        train_step(net, trainer, of_nan, sync)
-    with pytest.raises(FloatingPointError, match="the loss is nan"):
-        train_step(net, trainer, [good[0], (good[1][0], good[1][1] * np.nan)], sync)
+    with pytest.raises(NotFinite, match="gradient's norm is nan"):
+        train_step(net, trainer, of_nan, group)
+    with pytest.raises(NotFinite, match="the loss is nan"):
+        train_step(net, trainer, [good[0], (good[1][0], good[1][1] * np.nan)], group)
     after = state.gather(state.statistics())
     assert all((after[name] == before[name]).all() for name in before)
-    train_step(net, trainer, good, sync)
+    train_step(net, trainer, good, group)
     assert any((state.gather(state.statistics())[name] != before[name]).any() for name in before)
 
 
 def test_histograms_leave_out_what_has_none(tmp_path):
     net = nn.Dense(1, in_units=2)
     net.initialize(mx.init.Constant(np.inf))
-    board = Board(new_run(tmp_path, "run", "stem"), 1)
-    board.histograms(net, 1)
+    logger = RunLogger(new_run(tmp_path, "run", "stem"), 1)
+    logger.histograms(net, 1)
     (events,) = (tmp_path / "board" / "run").iterdir()
     assert b"parameters/bias" in events.read_bytes() and b"parameters/weight" not in events.read_bytes()
 
@@ -137,7 +139,8 @@ def test_histograms_leave_out_what_has_none(tmp_path):
 def test_half_precision_updates_a_float32_copy(optimizer):
     net = nn.Dense(1, in_units=1, use_bias=False)
     args = SimpleNamespace(momentum=0.5, wd=0.0, optimizer=optimizer, float16=True)
-    trainer = make_trainer(place(net, [mx.cpu()], "float16", mx.init.One()), ON_ONE, args)
+    initialize(net, [mx.cpu()], mx.init.One(), "float16")
+    trainer = ON_ONE.trainer(net.collect_params(), *optimizer_options(args))
     trainer.set_learning_rate(1.0)
     for _ in range(10):
         with autograd.record():
@@ -152,8 +155,8 @@ def test_replicas_share_the_mean_of_their_statistics():
     contexts = [mx.cpu(0), mx.cpu(1)]
     net = nn.BatchNorm(in_channels=2)
     net.initialize(ctx=contexts)
-    sync = OneProcess(contexts)
-    state = TrainingState(net, sync.trainer(net.collect_params(), "sgd", {}), sync)
+    group = SingleProcess(contexts)
+    state = TrainingState(net, group.trainer(net.collect_params(), "sgd", {}), group)
     for context, value in zip(contexts, (1.0, 3.0)):
         net.running_mean.data(context)[:] = value
     state.average_statistics()
@@ -172,10 +175,9 @@ class FirstChannelMean(nn.HybridBlock):
 def test_validation_counts_every_image_once(numbered, num_devices, batch_size):
     contexts = [mx.cpu(device) for device in range(num_devices)]
     loader = ShardedLoader(numbered(31), "test", batch_size, contexts, seed=0, training=False)
-    with Progress(loader.steps, "validation", 100) as progress:
-        loss, accuracy, _ = validate(FirstChannelMean(), loader, "float32", ON_ONE, progress)
-    assert accuracy == 1
-    assert loss == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
+    means = validate(FirstChannelMean(), loader, "float32", ON_ONE)
+    assert means["accuracy"] == 1
+    assert means["loss"] == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
 
 
 def test_filling_images_do_not_count(numbered):
@@ -184,25 +186,21 @@ def test_filling_images_do_not_count(numbered):
             return F.one_hot(F.zeros_like(x).sum(axis=(1, 2, 3)), depth=31)  # always class 0, which fills batches
 
     loader = ShardedLoader(numbered(31), "test", 30, [mx.cpu()], seed=0, training=False)
-    with Progress(loader.steps, "validation", 100) as progress:
-        assert validate(Wrong(), loader, "float32", ON_ONE, progress)[1] == pytest.approx(1 / 31)
+    assert validate(Wrong(), loader, "float32", ON_ONE)["accuracy"] == pytest.approx(1 / 31)
 
 
 def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
     contexts = [mx.cpu(0), mx.cpu(1)]
     flags = ["--log-dir", str(tmp_path), "--run-name", "two", "--epochs", "2", "--lr", "0.1", "--mix-up", "1"]
-    args = parse_arguments(training_parser("test", datasets=["digits"]), [*flags, "--seed", "1"])
-    train = ShardedLoader(digits, "train", 8, contexts, seed=1, training=True, limit=40)
-    validation = ShardedLoader(digits, "test", 8, contexts, seed=1, training=False, limit=37)
+    flags += ["--seed", "1", "--batch-size", "8", "--limit", "37", "--mix-up-off-epochs", "0"]
+    args = parse_arguments(training_parser("test", datasets=["digits"]), flags)
     nets = []
 
     def make_net():
         nets.append(small_net())
         return nets[-1]
 
-    fit(
-        make_net, train, validation, Mixing(10, alpha=1.0, mixup_epochs=2, seed=1), OneProcess(contexts), args, "digits"
-    )
+    train(make_net, digits, "small", SingleProcess(contexts), args)
     with open(tmp_path / "text" / "two.csv") as file:
         rows = list(csv.DictReader(file))
     saved = mx.nd.load(str(tmp_path / "params" / "two" / "last.params"))
@@ -210,7 +208,17 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
         for name, parameter in net._collect_params_with_prefix().items():
             for context in contexts:
                 np.testing.assert_array_equal(parameter.data(context).asnumpy(), saved[name].asnumpy())
-    with Progress(validation.steps, "validation", 100) as progress:
-        loss, accuracy, _ = validate(nets[0], validation, "float32", ON_ONE, progress)
-    assert float(rows[-1]["val_loss"]) == pytest.approx(loss, rel=1e-5)
-    assert float(rows[-1]["val_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
+    validation = ShardedLoader(digits, "test", 8, contexts, seed=1, training=False, limit=37)
+    means = validate(nets[0], validation, "float32", ON_ONE)
+    assert float(rows[-1]["val_loss"]) == pytest.approx(means["loss"], rel=1e-5)
+    assert float(rows[-1]["val_accuracy"]) == pytest.approx(means["accuracy"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name, options, arrays", [("sgd", {}, 0), ("nag", {"momentum": 0.9}, 1), ("adam", {}, 2)])
+def test_any_nesting_of_an_optimizers_arrays_is_saved(name, options, arrays):
+    net = nn.Dense(1, in_units=1, use_bias=False)
+    initialize(net, [mx.cpu()], mx.init.One(), "float16")
+    trainer = ON_ONE.trainer(net.collect_params(), name, {**options, "multi_precision": True})
+    state = TrainingState(net, trainer, ON_ONE)
+    names = [name for name in state.gather({}) if name.startswith("optimizer/")]
+    assert len(names) == arrays + 1  # and the float32 copy of the weight

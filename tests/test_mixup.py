@@ -4,7 +4,7 @@ import mxnet as mx
 import numpy as np
 
 from data.loader import Batch
-from data.mixup import Mixing, mixup, smooth
+from data.mixup import TargetTransform, mixup, smooth_labels
 
 
 def test_mixup_mixes_with_the_reversed_batch():
@@ -16,31 +16,31 @@ def test_mixup_mixes_with_the_reversed_batch():
 
 
 def test_smoothing_puts_one_minus_epsilon_on_the_class():
-    targets = smooth(mx.nd.one_hot(mx.nd.array([2]), 5), 0.1)
+    targets = smooth_labels(mx.nd.one_hot(mx.nd.array([2]), 5), 0.1)
     np.testing.assert_allclose(targets.asnumpy(), [[0.025, 0.025, 0.9, 0.025, 0.025]], rtol=1e-6)
 
 
-def a_batch(place=(0, 0, 0)):
+def a_batch(coordinates=(0, 0, 0)):
     images = mx.nd.random.normal(shape=(6, 3, 4, 4))
-    return Batch(images, mx.nd.array([0, 1, 2, 3, 4, 0]), 6, place)
+    return Batch(images, mx.nd.array([0, 1, 2, 3, 4, 0]), 6, coordinates)
 
 
 def test_smoothing_and_mixup_work_together():
-    _, targets, aims = Mixing(5, alpha=1.0, mixup_epochs=1, epsilon=0.1, seed=3)(a_batch())
-    np.testing.assert_allclose(aims.asnumpy(), smooth(targets, 0.1).asnumpy())
+    _, targets, aims = TargetTransform(5, alpha=1.0, mixup_epochs=1, epsilon=0.1, seed=3)(a_batch())
+    np.testing.assert_allclose(aims.asnumpy(), smooth_labels(targets, 0.1).asnumpy())
     np.testing.assert_allclose(aims.sum(axis=1).asnumpy(), np.ones(6), rtol=1e-6)
     assert 0 < targets[1, 1].asscalar() < 1
 
 
 def test_without_either_the_batch_stays_as_it_is():
     batch = a_batch()
-    images, _, aims = Mixing(5)(batch)
+    images, _, aims = TargetTransform(5)(batch)
     np.testing.assert_array_equal(images.asnumpy(), batch.images.asnumpy())
     np.testing.assert_array_equal(aims.asnumpy(), mx.nd.one_hot(batch.labels, 5).asnumpy())
 
 
 def test_the_last_epochs_are_not_mixed_and_the_metric_says_so():
-    mixing = Mixing(5, alpha=1.0, mixup_epochs=2, seed=3)
+    mixing = TargetTransform(5, alpha=1.0, mixup_epochs=2, seed=3)
     names = [mixing.metric_name(epoch) for epoch in range(3)]
     assert names == ["mixed accuracy", "mixed accuracy", "accuracy"]
     shares = [mixing(a_batch((epoch, 0, 0)))[1].max(axis=1).min().asscalar() for epoch in range(3)]
@@ -48,7 +48,7 @@ def test_the_last_epochs_are_not_mixed_and_the_metric_says_so():
 
 
 def test_lambda_follows_the_beta_distribution_and_differs_by_place():
-    alpha, mixing = 0.4, Mixing(2, alpha=0.4, mixup_epochs=1000, seed=0)
+    alpha, mixing = 0.4, TargetTransform(2, alpha=0.4, mixup_epochs=1000, seed=0)
     labels = mx.nd.array([0, 1])
     shares = [
         mixing(Batch(mx.nd.zeros((2, 1, 1, 1)), labels, 2, (epoch, step, shard)))[1][0, 0].asscalar()

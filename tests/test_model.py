@@ -15,7 +15,7 @@ from model.onednn import fuse
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
 from model.units import NormReLU, PreActivationBottleneck, ResNeXtUnit, SqueezeExcitation, start_as_shortcuts
-from training.loop import hand_over, place
+from training.learner import copy_parameters, initialize
 
 SIZES = [
     (get_attention_net, "bottleneck", 1000, 56, 224, 31_810_728, 6.271),
@@ -222,8 +222,8 @@ def used_to(images, net):
 
 def folded(net, other):
     """A network with another's parameters, in the form for inference."""
-    place(net, [mx.cpu()], "float32", mx.init.Zero(), inference=True)
-    hand_over(other, net)
+    initialize(net, [mx.cpu()], mx.init.Zero(), inference=True)
+    copy_parameters(other, net)
     return net
 
 

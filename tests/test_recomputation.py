@@ -1,7 +1,6 @@
 """Training that computes maps again instead of keeping them takes the same steps, to the bit, in less memory."""
 
 import json
-from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -13,20 +12,20 @@ from data.mixup import mixup
 from model import AttentionNet, AttentionNetCifar, units
 from tests.test_benchmark import printed
 from tests.test_training import train_on_digits
-from training.distributed.process_group import OneProcess
-from training.loop import make_trainer, place, train_step
+from training.distributed.process_group import SingleProcess
+from training.learner import NotFinite, train_step
 from training.recomputation import Recomputation
 from training.state import TrainingState
 
 
 def training(family, unit, memory_saving, devices):
     """A shallow network of the family or its `Recomputation`, the trainer, both's state, and the single worker."""
-    sync = OneProcess([mx.cpu(device) for device in range(devices)])
+    group = SingleProcess([mx.cpu(device) for device in range(devices)])
     net = family(10, (1, 1, 1), (1, 1, 1), unit=units[unit])
     mx.random.seed(1)
-    place(net, sync.devices, "float32", mx.init.MSRAPrelu(), memory_saving)
-    trainer = make_trainer(net, sync, SimpleNamespace(momentum=0.9, wd=1e-4, optimizer="nag", float16=False))
-    return Recomputation(net) if memory_saving else net, trainer, TrainingState(net, trainer, sync), sync
+    initialize(net, group.devices, mx.init.MSRAPrelu(), memory_saving=memory_saving)
+    trainer = group.trainer(net.collect_params(), "nag", {"momentum": 0.9, "wd": 1e-4})
+    return Recomputation(net) if memory_saving else net, trainer, TrainingState(net, trainer, group), group
 
 
 def mixed_shares(size, devices, seed):
@@ -42,10 +41,10 @@ def mixed_shares(size, devices, seed):
 
 def three_steps(family, unit, size, memory_saving, devices):
     """The logits and losses of three steps, and the gradients, statistics and all else at the end, as numpy arrays."""
-    net, trainer, state, sync = training(family, unit, memory_saving, devices)
+    net, trainer, state, group = training(family, unit, memory_saving, devices)
     results = []
     for seed in range(3):
-        outputs, losses = train_step(net, trainer, mixed_shares(size, devices, seed), sync)
+        outputs, losses = train_step(net, trainer, mixed_shares(size, devices, seed), group)
         results += [array.asnumpy() for array in (*outputs, *losses)]
     for parameter in trainer._params:
         if parameter.grad_req != "null":
@@ -74,15 +73,15 @@ def test_the_numbers_are_the_same_to_the_bit(family, unit, size, devices):
 
 def test_a_step_that_is_left_out_changes_nothing_of_the_next_one():
     def after(*steps):
-        net, trainer, state, sync = training(AttentionNetCifar, "bottleneck", True, 2)
+        net, trainer, state, group = training(AttentionNetCifar, "bottleneck", True, 2)
         for images_are_bad, targets_are_bad in steps:
             shares = mixed_shares(16, 2, seed=5)
             shares[1] = tuple(
                 array * np.nan if bad else array for array, bad in zip(shares[1], (images_are_bad, targets_are_bad))
             )
             try:
-                train_step(net, trainer, shares, sync)
-            except FloatingPointError:
+                train_step(net, trainer, shares, group)
+            except NotFinite:
                 assert images_are_bad or targets_are_bad
         return state.gather(state.statistics())
 
@@ -115,9 +114,9 @@ def test_statistics_that_the_forward_pass_keeps_are_updated_once():
     net = Pieces()
     net.add(nn.Dense(3, in_units=3), ForwardStatistics(), ForwardStatistics(), nn.Dense(10, in_units=3))
     net.initialize(mx.init.One())
-    sync = OneProcess([mx.cpu()])
-    trainer = sync.trainer(net.collect_params(), "sgd", {})
-    train_step(Recomputation(net), trainer, [(mx.nd.ones((2, 3)), mx.nd.one_hot(mx.nd.arange(2), 10))], sync)
+    group = SingleProcess([mx.cpu()])
+    trainer = group.trainer(net.collect_params(), "sgd", {})
+    train_step(Recomputation(net), trainer, [(mx.nd.ones((2, 3)), mx.nd.one_hot(mx.nd.arange(2), 10))], group)
     assert [block.running_mean.data().asscalar() for block in (net[1], net[2])] == [1.5, 3.0]
 
 

@@ -1,5 +1,6 @@
 """A stopped training goes on as if it had never stopped, to the bit, or says in one line why it does not."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -13,13 +14,17 @@ from mxnet.gluon import nn
 
 from base.errors import Diverged, UserError
 from data.loader import ShardedLoader
-from data.mixup import Mixing
+from data.mixup import TargetTransform
 from scripts.torture import figures
-from training.distributed.process_group import OneProcess
+from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
+from training.learner import Learner
 from training.loop import fit
+from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
-from training.run.progress import Position
+from training.run.progress import TrainingProgress
+from training.run.run import Run, RunOptions
+from training.schedule import learning_rates
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -39,27 +44,38 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
     gc.collect()  # a refused run is let go of with the traceback that held it
     parser = training_parser("test", datasets=["digits"], batch_size=8)
     args = parse_arguments(parser, [str(flag) for flag in ("--log-dir", folder, *flags)])
-    contexts = [mx.cpu(device) for device in range(devices)]
-    options = {"seed": args.seed, "limit": limit}
+    group = SingleProcess([mx.cpu(device) for device in range(devices)])
     share = share or args.batch_size // devices  # images for each device
-    train_loader = ShardedLoader(digits, "train", share, contexts, training=True, **options)
-    validation = ShardedLoader(digits, "test", 8, contexts, training=False, **options)
-    mixing = Mixing(10, alpha=args.alpha, mixup_epochs=args.epochs - args.mix_up_off_epochs, epsilon=0.1, seed=1)
+    loaders = [
+        ShardedLoader(digits, split, size, group.devices, training=split == "train", seed=args.seed, limit=limit)
+        for split, size in (("train", share), ("test", 8))
+    ]
+    transform = TargetTransform(10, args.alpha, args.mix_up * (args.epochs - args.mix_up_off_epochs), 0.1, seed=1)
 
     class Interrupted:
-        metric_name = staticmethod(mixing.metric_name)
+        metric_name = staticmethod(transform.metric_name)
 
         def __call__(self, batch):
             if interrupt is not None:
-                interrupt(*batch.place[:2])
-            return mixing(batch)
+                interrupt(*batch.coordinates[:2])
+            return transform(batch)
 
-    fit(lambda: small_net(10), train_loader, validation, Interrupted(), OneProcess(contexts), args, "digits")
+    options = {
+        field.name: getattr(args, field.name) for field in dataclasses.fields(RunOptions) if field.name != "stem"
+    }
+    steps = loaders[0].steps
+    with Run(RunOptions(stem="digits", **options), group, steps, args.settings, args.resumed) as run:
+        if run.finished:
+            print(run.finished)
+            return
+        learner = Learner(lambda: small_net(10), group, optimizer_options(args), args.seed)
+        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, args.lr_steps)
+        fit(learner, run, loaders, Interrupted(), rates, args.epochs)
 
 
-def stop_at(*places, number=signal.SIGTERM):
-    """An interrupt that sends a signal at a place, each once."""
-    left = list(places)
+def stop_at(*moments, number=signal.SIGTERM):
+    """An interrupt that sends a signal at (epoch, step), each once."""
+    left = list(moments)
 
     def interrupt(epoch, step):
         if (epoch, step) in left:
@@ -73,9 +89,9 @@ class Killed(Exception):
     """Stands for SIGKILL: nothing in the code catches it."""
 
 
-def kill_at(*place):
-    def interrupt(*here):
-        if here == place:
+def kill_at(*moment):
+    def interrupt(*now):
+        if now == moment:
             raise Killed
 
     return interrupt
@@ -101,25 +117,23 @@ def undisturbed(tmp_path_factory, digits):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("place", [(0, 0), (0, 3), (1, 4), (2, 0)])
-def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, digits, undisturbed, devices, place):
+@pytest.mark.parametrize("moment", [(0, 0), (0, 3), (1, 4), (2, 0)])
+def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, digits, undisturbed, devices, moment):
     with pytest.raises(SystemExit) as raised:
-        train(tmp_path, digits, *FLAGS, "--run-name", "run", devices=devices, interrupt=stop_at(place))
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", devices=devices, interrupt=stop_at(moment))
     assert raised.value.code == 143
     train(tmp_path, digits, "--resume", "run", devices=devices)
     assert results(tmp_path, "run") == undisturbed[devices]
 
 
 def test_a_run_stopped_in_its_validation_does_not_train_again(tmp_path, digits, undisturbed, monkeypatch):
-    from training import loop
-
-    def validate(*arguments):
+    def evaluate(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return whole(*arguments)
 
-    whole = loop.validate
+    whole = Learner.evaluate
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as raised:
-        patch.setattr(loop, "validate", validate)
+        patch.setattr(Learner, "evaluate", evaluate)
         train(tmp_path, digits, *FLAGS, "--run-name", "run", devices=2)
     assert raised.value.code == 130
     assert f"stopped at epoch 1/3, step {STEPS}/{STEPS}; go on with: " in (tmp_path / "text" / "run.log").read_text()
@@ -145,14 +159,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, digits, undistu
 
 
 def test_a_kill_between_the_rows_and_the_checkpoint_doubles_none(tmp_path, digits, undisturbed, monkeypatch):
-    def killed(position, accuracy):
-        if position.epoch == 1:
+    def killed(progress, accuracy):
+        if progress.epoch == 1:
             raise Killed
-        whole(position, accuracy)
+        whole(progress, accuracy)
 
-    whole = Position.finish_epoch
+    whole = TrainingProgress.finish_epoch
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Position, "finish_epoch", killed)
+        patch.setattr(TrainingProgress, "finish_epoch", killed)
         train(tmp_path, digits, *FLAGS, "--run-name", "run")
     train(tmp_path, digits, "--resume", "run")
     assert results(tmp_path, "run") == undisturbed[1]
@@ -349,13 +363,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_state_before_it(tmp_path, digi
 
 def poison(monkeypatch, *steps):
     """Make the images of some steps of the first epoch not a number."""
-    whole = Mixing.__call__
+    whole = TargetTransform.__call__
 
-    def mix(self, batch):
-        images, *targets = whole(self, batch)
-        return (images * np.nan if batch.place[0] == 0 and batch.place[1] in steps else images, *targets)
+    def transform(self, batch):
+        example, (epoch, step, _) = whole(self, batch), batch.coordinates
+        return example._replace(images=example.images * np.nan) if epoch == 0 and step in steps else example
 
-    monkeypatch.setattr(Mixing, "__call__", mix)
+    monkeypatch.setattr(TargetTransform, "__call__", transform)
 
 
 def test_a_batch_with_a_bad_loss_can_be_left_out(tmp_path, digits, monkeypatch, capsys):

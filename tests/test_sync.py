@@ -17,11 +17,10 @@ from data.loader import ShardedLoader
 from tests import engines
 from tests.conftest import ROOT, assert_refused, run_script
 from tests.test_loop import small_net
-from training.distributed.launcher import launched
-from training.distributed.process_group import OneProcess, SummingTrainer
-from training.loop import validate
+from training.distributed.launcher import launch_info
+from training.distributed.process_group import SingleProcess, SummingTrainer
+from training.learner import validate
 from training.run.checkpoint import Checkpoints
-from training.run.logger import Progress
 
 WORKER = [sys.executable, "tests/sync_worker.py"]
 IMAGES = 16  # a step, over all workers
@@ -51,7 +50,7 @@ class Eight:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_a_sum_of_gradients_is_divided_once_by_all_images(half):
-    """Published figures of batch 1024 and lr 2.0 come of a second division, by the workers, which made it 0.25."""
+    """Published figures of batch 1024 and lr 1.6 come of a second division, by the workers, which made it 0.2."""
     net = nn.Dense(1, in_units=1, use_bias=False)
     net.initialize(mx.init.Zero())
     eight = Eight()
@@ -67,17 +66,17 @@ def test_a_sum_of_gradients_is_divided_once_by_all_images(half):
 
 
 def test_one_process_is_a_worker_too():
-    alone = OneProcess([mx.cpu()])
+    alone = SingleProcess([mx.cpu()])
     assert alone.sum("name", [1, 2.5]).tolist() == [1, 2.5]
     assert alone.gather("name", np.array([[1.0, 2.0]])).tolist() == [[1, 2]]
-    assert alone.in_turn(lambda: "result") == "result"
+    assert alone.main_process_first(lambda: "result") == "result"
 
 
 def test_launchers_are_told_by_their_variables():
     byteps = {"DMLC_ROLE": "worker", "DMLC_WORKER_ID": "1", "BYTEPS_LOCAL_SIZE": "8", "BYTEPS_LOCAL_RANK": "3"}
-    assert launched(byteps) == ("byteps", 11)
-    assert launched({"HOROVOD_RANK": "2"}) == ("horovod", 2)
-    assert launched({"DMLC_ROLE": "server"}) == launched({}) == ("none", 0)
+    assert launch_info(byteps) == ("byteps", 11)
+    assert launch_info({"HOROVOD_RANK": "2"}) == ("horovod", 2)
+    assert launch_info({"DMLC_ROLE": "server"}) == launch_info({}) == ("none", 0)
 
 
 def test_what_no_launcher_started_is_refused_in_one_line(tmp_path):
@@ -188,9 +187,9 @@ def test_only_the_first_worker_writes_and_a_stopped_run_goes_on_as_if_it_had_not
     net = small_net()  # the sums of the two validations are those of one
     net.load_parameters(str(tmp_path / "whole/params/run/last.params"))
     images = ShardedLoader(digits, "test", 16, [mx.cpu()], seed=1, training=False, limit=180)
-    with Progress(images.steps, "validation", 100) as progress:
-        found = validate(net, images, "float32", OneProcess([mx.cpu()]), progress)
-    assert [float(figure) for figure in rows(tmp_path / "whole")[2][3:5]] == pytest.approx(found[:2], rel=1e-5)
+    means = validate(net, images, "float32", SingleProcess([mx.cpu()]))
+    expected = [means["loss"], means["accuracy"]]
+    assert [float(figure) for figure in rows(tmp_path / "whole")[2][3:5]] == pytest.approx(expected, rel=1e-5)
 
     job = run_horovod(processes, 2, *fit(tmp_path / "parts", digits, *common, "--run-name", "run"))
     seen = wait_for(processes, "job", r"epoch 2/2  step (\d+)/11")

@@ -19,6 +19,7 @@ from base.flags import (
     positive_float,
     positive_int,
 )
+from training.run.files import DEFAULT_LOG_DIR
 
 __all__ = ["parse_arguments", "training_parser"]
 
@@ -41,8 +42,6 @@ MAY_CHANGE = (
     "data_dir",
     "log_dir",
 )
-
-DEFAULT_LOG_DIR = "./log"
 
 EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
 another worker); 3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""

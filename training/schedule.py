@@ -1,11 +1,28 @@
-"""Learning rate as a function of the step: linear warm-up, then steps or a cosine."""
+"""Learning rate as a function of the step: linear warm-up, then one of the curves.
+
+Another curve is a function and a line in `CURVES`.
+"""
 
 from gluoncv.utils import LRScheduler, LRSequential
 
-__all__ = ["learning_rates"]
+__all__ = ["CURVES", "learning_rates"]
 
 WARMUP_START = 0.01  # of the full rate
 STEP_FACTOR = 0.1
+
+
+def step_curve(lr, steps, falls):
+    """The rate falls to a tenth at each of the steps ``falls``."""
+    return _scheduler("step", steps, base_lr=lr, step_iter=falls, step_factor=STEP_FACTOR)
+
+
+def cosine_curve(lr, steps, falls):
+    """The rate falls to 0 at the last step (arXiv 1812.01187, section 5.1)."""
+    return _scheduler("cosine", steps, base_lr=lr, target_lr=0)
+
+
+# Each takes the full rate, the steps after warm-up, and those of them at which --lr-steps says that the rate falls.
+CURVES = {"step": step_curve, "cosine": cosine_curve}
 
 
 def learning_rates(mode, lr, epochs, steps_per_epoch, warmup_epochs=0, lr_steps=()):
@@ -14,27 +31,21 @@ def learning_rates(mode, lr, epochs, steps_per_epoch, warmup_epochs=0, lr_steps=
     Parameters
     ----------
     mode : str
-        "step": the rate falls to a tenth at each epoch in ``lr_steps``. "cosine": it falls to 0 at the last step
-        (arXiv 1812.01187, section 5.1).
+        A name in `CURVES`.
     lr : float
         The full rate.
     epochs, warmup_epochs : number
         In all, and of them with a rate that rises linearly from a hundredth of ``lr``; fewer than all.
     steps_per_epoch : int
     lr_steps : sequence of number
-        Epochs, counted from the beginning of the training.
+        Epochs at which mode "step" falls, counted from the beginning of the training.
     """
     warmup_steps = round(warmup_epochs * steps_per_epoch)
-    main_steps = epochs * steps_per_epoch - warmup_steps
-    parts = []
-    if warmup_steps:
-        parts.append(_scheduler("linear", warmup_steps, base_lr=WARMUP_START * lr, target_lr=lr))
-    if mode == "cosine":
-        parts.append(_scheduler("cosine", main_steps, base_lr=lr, target_lr=0))
-    else:
-        falls = [round(epoch * steps_per_epoch) - warmup_steps for epoch in lr_steps]
-        parts.append(_scheduler("step", main_steps, base_lr=lr, step_iter=falls, step_factor=STEP_FACTOR))
-    return LRSequential(parts)
+    falls = [round(epoch * steps_per_epoch) - warmup_steps for epoch in lr_steps]
+    curve = CURVES[mode](lr, epochs * steps_per_epoch - warmup_steps, falls)
+    if not warmup_steps:
+        return LRSequential([curve])
+    return LRSequential([_scheduler("linear", warmup_steps, base_lr=WARMUP_START * lr, target_lr=lr), curve])
 
 
 def _scheduler(mode, steps, **rates):

@@ -17,13 +17,13 @@ class TrainingState:
         Initialized, on one device or on several.
     trainer : gluon.Trainer
         Its parameters', with ``update_on_kvstore=False``.
-    sync : training.distributed.process_group.OneProcess
-        What the statistics of other workers come by.
+    group : training.distributed.process_group.SingleProcess
+        What the statistics of other processes come by.
     """
 
-    def __init__(self, net, trainer, sync):
+    def __init__(self, net, trainer, group):
         trainer.allreduce_grads()  # the first call, which gives every replica the first one's values: not after restore
-        self._trainer, self._sync = trainer, sync
+        self._trainer, self._group = trainer, group
         self._shared, self._statistics = {}, {}  # name: its array on each device
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
             if parameter.grad_req == "null":
@@ -40,8 +40,7 @@ class TrainingState:
             if index not in updater.states:
                 updater.states[index] = updater.optimizer.create_state_multi_precision(index, value)
                 updater.states_synced[index] = True
-            state = updater.states[index]
-            yield [array for array in (state if isinstance(state, tuple) else (state,)) if array is not None]
+            yield list(_arrays(updater.states[index]))
 
     @property
     def updates(self):
@@ -49,24 +48,24 @@ class TrainingState:
         return self._trainer.optimizer.num_update
 
     def own_statistics(self):
-        """This worker's statistics, {name: numpy array}, which differ between devices: one row a device."""
+        """This process's statistics, {name: numpy array}, which differ between devices: one row a device."""
         return {name: np.stack([v.asnumpy() for v in values]) for name, values in self._statistics.items()}
 
     def statistics(self):
-        """As `own_statistics`, with the rows of all workers; all of them must call this."""
+        """As `own_statistics`, with the rows of all processes; all of them must call this."""
         mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing
         own = self.own_statistics()
-        if self._sync.size == 1 or not own:
+        if self._group.size == 1 or not own:
             return own
         flat = np.concatenate([rows.reshape(len(rows), -1) for rows in own.values()], axis=1)
         widths = [rows[0].size for rows in own.values()]
-        parts = np.split(self._sync.gather("statistics", flat), np.cumsum(widths)[:-1], axis=1)
+        parts = np.split(self._group.gather("statistics", flat), np.cumsum(widths)[:-1], axis=1)
         return {
             name: part.reshape(-1, *rows.shape[1:]).astype(rows.dtype) for (name, rows), part in zip(own.items(), parts)
         }
 
     def average_statistics(self):
-        """Give all replicas of all workers the mean of their statistics, so that they are one network again."""
+        """Give all replicas of all processes the mean of their statistics, so that they are one network again."""
         for name, rows in self.statistics().items():
             if len(rows) == 1:
                 continue
@@ -93,9 +92,9 @@ class TrainingState:
                 value[:] = arrays[name]
         for name, values in self._statistics.items():
             rows = arrays[name]
-            if len(rows) != len(values) * self._sync.size:
-                rows = [rows.mean(axis=0)] * len(values) * self._sync.size
-            for value, row in zip(values, rows[self._sync.rank * len(values) :]):
+            if len(rows) != len(values) * self._group.size:
+                rows = [rows.mean(axis=0)] * len(values) * self._group.size
+            for value, row in zip(values, rows[self._group.rank * len(values) :]):
                 value[:] = row
         self._trainer.optimizer.begin_num_update = self._trainer.optimizer.num_update = updates
 
@@ -112,3 +111,12 @@ class TrainingState:
                     f"{name} is {dtype} {tuple(shape)} in the checkpoint and "
                     f"{np.dtype(array.dtype).name} {array.shape} in the network"
                 )
+
+
+def _arrays(state):
+    """The arrays of an optimizer's state, which nests them in tuples as it likes and has None where there is none."""
+    if isinstance(state, (list, tuple)):
+        for part in state:
+            yield from _arrays(part)
+    elif state is not None:
+        yield state

@@ -1,12 +1,11 @@
-"""How the workers of one training, a process each, keep in step: one alone, BytePS or Horovod.
+"""The processes of one training, which keep in step: one alone, BytePS or Horovod.
 
-All that workers exchange are sums. The two engines differ in how they add an array up over the workers, and in nothing
-else that the training sees. Every exchange has a name, which always means an array of the same size, and all workers
-make the same exchanges in the same order.
+All that they exchange are sums. The two engines differ in how they add an array up over the processes, and in nothing
+else that the training sees. Every exchange has a name, which always means an array of the same size, and all processes
+make the same exchanges in the same order. In messages a process is a worker, as the engines call it.
 """
 
 import concurrent.futures
-import contextlib
 import importlib
 import os
 import sys
@@ -18,43 +17,52 @@ from mxnet import gluon
 
 from base.devices import contexts
 from base.errors import UserError, WorkerLost, report
-from training.distributed.launcher import launched
+from training.distributed.launcher import launch_info
 
-__all__ = ["BytePS", "Horovod", "OneProcess", "start"]
+__all__ = ["BytePSGroup", "HorovodGroup", "SingleProcess", "start"]
 
 GRACE = 4  # seconds that a worker told to stop goes on waiting for the others; launchers kill it after 5 or 10
 
 
-@contextlib.contextmanager
-def start(args):
-    """Enter the form of `OneProcess` that --sync names, or else the launcher, and give all workers one seed.
+def start(engine, num_gpus, half=False, timeout=600):
+    """The process group to enter: of ``engine``, or of the launcher that started this process where that is None.
+
+    Parameters
+    ----------
+    engine : str or None
+        "none", "byteps" or "horovod".
+    num_gpus, half, timeout
+        Of `ProcessGroup`; a process alone may have more than one GPU.
 
     Raises UserError where the engine is not installed or no launcher started this process.
     """
-    place = launched()
-    engine = args.sync or place.engine
-    if engine not in ("none", place.engine):
+    launch = launch_info()
+    engine = engine or launch.engine
+    if engine == "none":
+        return SingleProcess(contexts(num_gpus))
+    if engine != launch.engine:
         launcher = {"byteps": "scripts/launch.py", "horovod": "horovodrun"}[engine]
         raise UserError(f"--sync {engine}: start the workers with {launcher}")
-    forms = {"byteps": BytePS, "horovod": Horovod}
-    with forms[engine](args) if engine in forms else OneProcess(contexts(args.num_gpus)) as sync:
-        args.seed = args.settings["seed"] = int(sync.sum("seed", [args.seed if sync.rank == 0 else 0])[0])
-        yield sync
+    group = {"byteps": BytePSGroup, "horovod": HorovodGroup}[engine]
+    return group(num_gpus, half, timeout)
 
 
-class OneProcess:
-    """A worker that is alone, and what it is to the others if it is not.
+class SingleProcess:
+    """A process that trains alone, and what a process is to the others if it does not.
+
+    Parameters
+    ----------
+    devices : list of mxnet.Context
+        What this process trains on.
 
     Attributes
     ----------
     rank, size : int
-        Which worker this is, of how many.
+        Which process this is, of how many.
     local_rank : int
         Which of those on this machine.
-    devices : list of mxnet.Context
-        What this worker trains on.
     signals : training.run.signals.StopSignals or None
-        Of a training that has begun. Before, workers are waited for as long as it takes.
+        Of a training that has begun. Before, the others are waited for as long as it takes.
     """
 
     rank, size, local_rank = 0, 1, 0
@@ -63,43 +71,50 @@ class OneProcess:
     def __init__(self, devices):
         self.devices = devices
 
-    def trainer(self, parameters, optimizer, options):
-        """A `gluon.Trainer` whose gradients are summed over all workers' devices.
+    @property
+    def is_main_process(self):
+        """Whether this is the process that prints, logs and saves for all."""
+        return self.rank == 0
 
-        What its ``step`` and ``update`` divide by is the number of images of all workers.
+    def trainer(self, parameters, optimizer, options):
+        """A `gluon.Trainer` whose gradients are summed over all processes' devices.
+
+        What its ``step`` and ``update`` divide by is the number of images of all processes.
         """
         # each replica is updated where it is, so that the optimizer's arrays are at hand to be saved
         return gluon.Trainer(parameters, optimizer, options, update_on_kvstore=False)
 
     def broadcast(self, net):
-        """Give all workers the first one's parameters and auxiliary states of an initialized network."""
+        """Give all processes the first one's parameters and auxiliary states of an initialized network."""
 
     def sum(self, name, numbers):
-        """The sums of every worker's numbers, a float64 array of their shape; small numbers of things stay exact."""
+        """The sums of every process's numbers, a float64 array of their shape; small numbers of things stay exact."""
         return np.asarray(numbers, np.float64)
 
     def gather(self, name, rows):
-        """All workers' rows, in their order: (rows, columns) of float64 here, (size * rows, columns) out."""
+        """All processes' rows, in their order: (rows, columns) of float64 here, (size * rows, columns) out."""
         everything = np.zeros((self.size, *rows.shape))
         everything[self.rank] = rows
         return self.sum(name, everything).reshape(-1, rows.shape[1])
 
     def barrier(self):
-        """Wait until every worker is here."""
+        """Wait until every process is here."""
         self.sum("barrier", [0])
 
-    def in_turn(self, function):
-        """Call ``function`` on the first worker, then on the first of each machine, then on the others, which find the
-        files that it makes. Returns its result."""
+    def main_process_first(self, function):
+        """Call ``function`` on the main process, then on the first of each machine, then on the others.
+
+        These find the files that it makes. Returns its result.
+        """
         done = False
-        for turn in (self.rank == 0, self.local_rank == 0, True):
+        for turn in (self.is_main_process, self.local_rank == 0, True):
             if turn and not done:
                 result, done = function(), True
             self.barrier()
         return result
 
     def shutdown(self):
-        """Part from the other workers. All of them must come to this."""
+        """Part from the other processes. All of them must come to this."""
 
     def __enter__(self):
         return self
@@ -109,35 +124,38 @@ class OneProcess:
             self.shutdown()
 
 
-class SeveralProcesses(OneProcess):
+class ProcessGroup(SingleProcess):
     """What BytePS and Horovod share. Raises UserError where ``module`` is not installed.
 
     Parameters
     ----------
-    args : argparse.Namespace
-        The flags of `training.flags`.
+    num_gpus : int
+        Of this process: 1, or 0 for the CPU.
+    half : bool
+        Whether gradients travel as float16.
+    timeout : float
+        Seconds after which a process that does not answer is given up.
     """
 
     module = installer = None
 
-    def __init__(self, args):
+    def __init__(self, num_gpus, half, timeout):
         try:
             self._engine = importlib.import_module(self.module)
         except (ImportError, OSError) as error:
             raise UserError(f"--sync needs {self.module} ({error}): bash {self.installer} installs it") from None
-        if args.num_gpus > 1:
-            raise UserError(f"--num-gpus {args.num_gpus}: a worker has one GPU; have more workers started instead")
-        self._half = args.gradient_compression == "fp16"
-        self._timeout = 60 * args.sync_timeout
+        if num_gpus > 1:
+            raise UserError(f"--num-gpus {num_gpus}: a worker has one GPU; have more workers started instead")
+        self._half, self._timeout = half, timeout
         self._waiting = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._arrays, self._over = {}, False
         self._engine.init()
         self.rank, self.size = self._engine.rank(), self._engine.size()
         self.local_rank = self._engine.local_rank()
-        super().__init__(contexts(args.num_gpus, first=self.local_rank))
+        super().__init__(contexts(num_gpus, first=self.local_rank))
 
     def start_sum(self, array, name, priority=0):
-        """Begin to replace an NDArray by its sum over the workers; with a name it is always the same array.
+        """Begin to replace an NDArray by its sum over the processes; with a name it is always the same array.
 
         Reading the array waits for the end, and so does `wait`, which gives up in the end.
         """
@@ -171,7 +189,7 @@ class SeveralProcesses(OneProcess):
     def broadcast(self, net):
         for number, parameter in enumerate(net.collect_params().values()):
             value = parameter.data(self.devices[0])
-            if self.rank != 0:
+            if not self.is_main_process:
                 value[:] = 0
             self.start_sum(value, f"parameter_{number}")
             self.wait(value)
@@ -202,14 +220,14 @@ class SeveralProcesses(OneProcess):
             os._exit(status)
 
 
-class BytePS(SeveralProcesses):
-    """A worker that `scripts/launch.py` started."""
+class BytePSGroup(ProcessGroup):
+    """Processes that `scripts/launch.py` started."""
 
     module, installer = "byteps.mxnet", "scripts/install_byteps.sh"
 
-    def __init__(self, args):
+    def __init__(self, num_gpus, half, timeout):
         self._declared = set()
-        super().__init__(args)
+        super().__init__(num_gpus, half, timeout)
         # a function without a result, whose result BytePS's Python part takes for an error number
         self._engine.ops.MXNET_LIB_CTYPES.byteps_mxnet_declare_tensor.restype = lambda _: 0
 
@@ -220,8 +238,8 @@ class BytePS(SeveralProcesses):
         self._engine.byteps_push_pull(array, name=name, priority=priority, is_average=False)
 
 
-class Horovod(SeveralProcesses):
-    """A worker that `horovodrun` started."""
+class HorovodGroup(ProcessGroup):
+    """Processes that `horovodrun` started."""
 
     module, installer = "horovod.mxnet", "scripts/install_horovod.sh"
 
@@ -230,16 +248,16 @@ class Horovod(SeveralProcesses):
 
 
 class SummingTrainer(gluon.Trainer):
-    """A trainer that sums gradients over the workers, by a `SeveralProcesses`.
+    """A trainer that sums gradients over the processes of a `ProcessGroup`.
 
-    Neither engine's own trainer, whose `step` divides by the number of images and of workers both: this one divides
+    Neither engine's own trainer, whose `step` divides by the number of images and of processes both: this one divides
     once, by what it is given. With ``half``, gradients travel as float16.
     """
 
-    def __init__(self, sync, half, parameters, optimizer, options):
+    def __init__(self, group, half, parameters, optimizer, options):
         # a list keeps the order of the layers, which is the order in which the next step needs them
         super().__init__(list(parameters.values()), optimizer, options, kvstore=None, update_on_kvstore=False)
-        self._sync, self._half, self._sent = sync, half, {}
+        self._group, self._half, self._sent = group, half, {}
 
     def _allreduce_grads(self):
         gradients = []
@@ -250,12 +268,12 @@ class SummingTrainer(gluon.Trainer):
             gradients.append(gradient)
             name = f"gradient_{number}"
             if not self._half:
-                self._sync.start_sum(gradient, name, priority=-number)
+                self._group.start_sum(gradient, name, priority=-number)
                 continue
             if number not in self._sent:
                 self._sent[number] = mx.nd.empty(gradient.shape, gradient.context, "float16")
             sent = self._sent[number]
             gradient.copyto(sent)
-            self._sync.start_sum(sent, name, priority=-number)
+            self._group.start_sum(sent, name, priority=-number)
             sent.copyto(gradient)
-        self._sync.wait(*gradients)
+        self._group.wait(*gradients)

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+from base.devices import in_own_thread
 from base.files import fsync, writing
 
 __all__ = ["Exports"]
@@ -22,6 +23,7 @@ class Exports:
     def __init__(self, folder, save_period):
         self._folder, self._save_period = folder, save_period
 
+    @in_own_thread
     def save(self, net, epoch, best_epoch):
         """Save what an epoch ended with, all names that are due to it. Epochs count from 1."""
         names = ["last.params"]

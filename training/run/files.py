@@ -9,7 +9,9 @@ from pathlib import Path
 from base.errors import UserError
 from base.files import fsync, writing
 
-__all__ = ["RunFiles", "new_run"]
+__all__ = ["DEFAULT_LOG_DIR", "RunFiles", "new_run"]
+
+DEFAULT_LOG_DIR = "./log"
 
 
 class RunFiles:
@@ -21,7 +23,7 @@ class RunFiles:
     name : str
         RUN. Its folder params/RUN/ exists.
     to_write : bool
-        Whether to write it, or, as all workers of a training do but the first, to read only.
+        Whether to write it, or, as all processes of a training do but the main one, to read only.
 
     Raises UserError where another process holds the run: one at a time may write it.
     """
@@ -52,7 +54,7 @@ class RunFiles:
         """TensorBoard's files of this run, oldest first."""
         return sorted(self.board.glob("events.out.tfevents.*"))
 
-    def settle(self):
+    def flush(self):
         """Wait until all is on the disk. Returns the sizes for `cut_back`."""
         present = [path for path in (self.log, self.csv) if path.exists()]
         for path in [*present, *self.event_files()]:
@@ -60,7 +62,7 @@ class RunFiles:
         return {path.name: path.stat().st_size for path in [*present, *self.event_files()]}
 
     def cut_back(self, sizes):
-        """Take away what was written since `settle` gave ``sizes``.
+        """Take away what was written since `flush` gave ``sizes``.
 
         Returns the names of text files that have become shorter since, which no run does by itself.
         """

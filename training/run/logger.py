@@ -1,4 +1,4 @@
-"""What a training leaves for people to read: text log, CSV, TensorBoard events, and lines on the terminal."""
+"""What a training leaves for people to read: lines on the terminal, text log, CSV, TensorBoard events."""
 
 import socket
 import struct
@@ -12,15 +12,19 @@ from mxboard.summary import histogram_summary, image_summary, scalar_summary
 from mxboard.writer import SummaryToEventTransformer
 from tqdm import tqdm
 
+from base.devices import in_own_thread
 from base.files import append, writing
 
-__all__ = ["Board", "Progress", "SilentBoard"]
+__all__ = ["RunLogger", "SilentLogger"]
 
 HISTOGRAMS = 20  # times a training at which the parameters' distributions are written
 GRID_IMAGES = 32
+# The CSV's first columns, which other tools rely on; further figures follow them.
+COLUMNS = ("epoch", "train_loss", "train_metric", "val_loss", "val_accuracy", "lr", "images_per_second", "seconds")
+NOT_CURVES = ("epoch", "seconds")  # columns that TensorBoard does without
 
 
-class Board:
+class RunLogger:
     """Writes a run's text files and events, each at once: nothing waits in a buffer for a process that is killed.
 
     Parameters
@@ -39,27 +43,15 @@ class Board:
         print(text, flush=True)
         append(self._files.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
 
-    def epoch(self, row, metric_name):
-        """An epoch's figures, to all places.
-
-        ``row`` maps the CSV's columns, in their order, to numbers; ``metric_name`` says what train_metric is.
-        """
+    def epoch(self, figures, metric_name):
+        """An epoch's figures, {column of the CSV: number}, to all places; ``metric_name`` says what train_metric is."""
+        row = {column: figures[column] for column in COLUMNS} | figures
         self.info(epoch_line(row, metric_name, self._epochs))
         header = "" if self._files.csv.exists() else ",".join(row) + "\r\n"
-        figures = ",".join(f"{value:.6g}" for value in row.values())
-        append(self._files.csv, f"{header}{figures}\r\n".encode())
-        tags = {
-            "loss/train": "train_loss",
-            "loss/validation": "val_loss",
-            f"{metric_name.replace(' ', '_')}/train": "train_metric",
-            "accuracy/validation": "val_accuracy",
-            "top5_accuracy/validation": "val_top5",
-            "learning_rate": "lr",
-            "images_per_second": "images_per_second",
-        }
-        for tag, column in tags.items():
-            if column in row:
-                self._events.add_summary(scalar_summary(tag, row[column]), row["epoch"])
+        append(self._files.csv, f"{header}{','.join(f'{value:.6g}' for value in row.values())}\r\n".encode())
+        for column, value in row.items():
+            if column not in NOT_CURVES:
+                self._events.add_summary(scalar_summary(curve_name(column, metric_name), value), row["epoch"])
 
     def images(self, images, dataset):
         """A grid of training images as the network is given them: (N, 3, H, W), normalized as the data set says."""
@@ -69,6 +61,7 @@ class Board:
         pixels = (pixels / 255).clip(0, 1)
         self._events.add_summary(image_summary("training_images", pixels), 0)
 
+    @in_own_thread
     def histograms(self, net, epoch):
         """The distributions of all trainable parameters, in some of the epochs (from 1 on), the last among them."""
         period = max(1, self._epochs // HISTOGRAMS)
@@ -82,8 +75,8 @@ class Board:
                 self._events.add_summary(histogram_summary(f"parameters/{name}", values, bins=100), epoch)
 
 
-class SilentBoard:
-    """The `Board` of a worker that is not the first one, which writes for all."""
+class SilentLogger:
+    """The `RunLogger` of a process that is not the main one, which writes for all."""
 
     def info(self, *_):
         pass
@@ -120,58 +113,32 @@ class EventFile:
         append(self._path, length + checksums[0] + data + checksums[1])
 
 
+def curve_name(column, metric_name):
+    """TensorBoard's name of a column: "accuracy/validation" of val_accuracy, so that like stands beside like."""
+    split, _, figure = column.partition("_")
+    if split not in ("train", "val"):
+        return "learning_rate" if column == "lr" else column
+    names = {"metric": metric_name.replace(" ", "_"), "top5": "top5_accuracy"}
+    return f"{names.get(figure, figure)}/{'train' if split == 'train' else 'validation'}"
+
+
 def epoch_line(row, metric_name, epochs):
     """An epoch's figures as one line that aligns with those of other epochs."""
-    top5 = f"top-5 {row['val_top5']:.4f}  " if "val_top5" in row else ""
+    widths = {"train_loss": "7.4f", "val_loss": "7.4f", "lr": ".2e"}
+    names = {
+        "train_metric": metric_name,
+        "val_loss": "validation loss",
+        "val_accuracy": "accuracy",
+        "val_top5": "top-5",
+    }
+    figures = [
+        f"{names.get(column, column.replace('_', ' '))} {value:{widths.get(column, '.4f')}}"
+        for column, value in row.items()
+        if column not in ("epoch", "images_per_second", "seconds")
+    ]
+    # the learning rate last, whatever the CSV's order is
+    figures.sort(key=lambda figure: figure.startswith("lr "))
     return (
-        f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  "
-        f"train loss {row['train_loss']:7.4f}  {metric_name} {row['train_metric']:.4f}  "
-        f"validation loss {row['val_loss']:7.4f}  accuracy {row['val_accuracy']:.4f}  {top5}"
-        f"lr {row['lr']:.2e}  {row['images_per_second']:7.1f} images/s  {tqdm.format_interval(row['seconds']):>8}"
+        f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}  {'  '.join(figures)}  "
+        f"{row['images_per_second']:7.1f} images/s  {tqdm.format_interval(row['seconds']):>8}"
     )
-
-
-class Progress:
-    """A bar over the steps of an epoch; where the output is no terminal, a plain line every so many steps.
-
-    Parameters
-    ----------
-    steps : int
-    description : str
-    interval : int
-        Steps between plain lines.
-    done : int
-        Steps that were done before.
-    shown : bool
-        Whether to print anything at all.
-    """
-
-    def __init__(self, steps, description, interval, done=0, shown=True):
-        self._steps, self._description, self._interval = steps, description, interval
-        self._started = time.monotonic()
-        self._done, self._before, self._images = done, done, 0
-        self._shown = shown
-        disable = None if shown else True  # None: where the output is no terminal
-        self._bar = tqdm(total=steps, initial=done, desc=description, unit="step", leave=False, disable=disable)
-
-    def step(self, images, loss=None):
-        """One more step done, of ``images`` images; ``loss`` is the mean since the beginning."""
-        self._done += 1
-        self._images += images
-        seconds = time.monotonic() - self._started
-        figures = {"images/s": f"{self._images / seconds:.1f}"}
-        if loss is not None:
-            figures = {"loss": f"{loss:.4f}", **figures}
-        if not self._bar.disable:
-            self._bar.set_postfix(figures, refresh=False)
-            self._bar.update()
-        elif self._shown and self._done % self._interval == 0:
-            left = tqdm.format_interval(seconds / (self._done - self._before) * (self._steps - self._done))
-            figures = "  ".join(f"{name} {value}" for name, value in figures.items())
-            print(f"{self._description}  step {self._done}/{self._steps}  {figures}  {left} left", flush=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._bar.close()

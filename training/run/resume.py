@@ -4,10 +4,10 @@ import contextlib
 from pathlib import Path
 
 from base.errors import UserError
-from training.distributed.launcher import launched
+from training.distributed.launcher import launch_info
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.files import RunFiles
-from training.run.progress import Position
+from training.run.progress import TrainingProgress
 
 __all__ = ["Resumed", "find_newest", "open_run"]
 
@@ -44,16 +44,16 @@ class Resumed:
                 raise UserError(f"{checkpoint_path} is damaged: {error}") from None
         facts = self.checkpoint.facts
         try:
-            self._position = facts["position"]
-            Position.from_json(self._position, 1)
+            self._progress = facts["position"]
+            TrainingProgress.from_json(self._progress, 1)
             self.updates = int(facts["updates"])
             self.sizes = {str(name): max(0, int(size)) for name, size in facts["sizes"].items()}
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None
 
-    def position(self, steps):
-        """The `training.run.progress.Position`, in epochs of ``steps`` steps."""
-        return Position.from_json(self._position, steps)
+    def progress(self, steps):
+        """The `training.run.progress.TrainingProgress`, in epochs of ``steps`` steps."""
+        return TrainingProgress.from_json(self._progress, steps)
 
     def last_line(self):
         """The line that the run finished with; None where it has not."""
@@ -81,7 +81,7 @@ def open_run(text, log_dir):
         log_dir, text = folder.parent.parent, folder.name
     if not (Path(log_dir) / "params" / text).is_dir():
         raise UserError(f"--resume: there is no run {Path(log_dir) / 'params' / text}")
-    return Resumed(RunFiles(log_dir, text, to_write=launched().rank == 0), checkpoint_path)
+    return Resumed(RunFiles(log_dir, text, to_write=launch_info().rank == 0), checkpoint_path)
 
 
 def find_newest(log_dir, fits):
@@ -90,7 +90,7 @@ def find_newest(log_dir, fits):
     for folder in Path(log_dir, "params").glob("*/"):
         checkpoints = Checkpoints(folder)
         # killed while it wrote its first one: nobody else comes to clean up
-        if not checkpoints.paths() and launched().rank == 0:
+        if not checkpoints.paths() and launch_info().rank == 0:
             with contextlib.suppress(UserError), RunFiles(log_dir, folder.name):
                 checkpoints.tidy()
         for path in checkpoints.paths():

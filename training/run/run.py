@@ -1,0 +1,241 @@
+"""What surrounds a training: its files, logs, checkpoints and signals."""
+
+import contextlib
+import dataclasses
+import shlex
+import signal
+import sys
+
+from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from training.run.checkpointer import Checkpointer
+from training.run.exports import Exports
+from training.run.files import DEFAULT_LOG_DIR, new_run
+from training.run.logger import RunLogger, SilentLogger
+from training.run.progress import TrainingProgress
+from training.run.progress_bar import ProgressBar
+from training.run.signals import StopSignals
+
+__all__ = ["Run", "RunOptions"]
+
+SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
+
+
+@dataclasses.dataclass
+class RunOptions:
+    """What the flags of the same names say of a run.
+
+    Attributes
+    ----------
+    log_dir : str
+    run_name : str or None
+    stem : str
+        What a new run's name starts with where it has none.
+    epochs : int
+    log_interval : int
+        Steps between lines where there is no progress bar.
+    save_period : int
+        Epochs between numbered parameter files; 0 is none.
+    checkpoint_minutes : float
+        Between checkpoints within an epoch.
+    nan_action : str
+        "stop" or "skip".
+    """
+
+    log_dir: str
+    run_name: str
+    stem: str
+    epochs: int
+    log_interval: int
+    save_period: int
+    checkpoint_minutes: float
+    nan_action: str
+
+
+class Run:
+    """A run on disk, new or gone on with, to be entered while it is written.
+
+    All processes of a training have one and call its methods together; the main one alone writes and prints.
+
+    Parameters
+    ----------
+    options : RunOptions
+    group : training.distributed.process_group.SingleProcess
+    steps : int
+        Of an epoch.
+    settings : dict
+        The flags that a checkpoint holds, JSON values.
+    resumed : training.run.resume.Resumed, optional
+        What to go on with.
+
+    Attributes
+    ----------
+    progress : training.run.progress.TrainingProgress
+        The training keeps it up to date.
+    finished : str or None
+        The line that the run has finished with already.
+
+    Raises UserError where the run's files cannot be written.
+    """
+
+    def __init__(self, options, group, steps, settings, resumed=None):
+        self._options, self._group, self._settings, self._resumed = options, group, settings, resumed
+        self.progress = resumed.progress(steps) if resumed else TrainingProgress(steps)
+        self.finished = resumed.last_line() if resumed and self.progress.epoch == options.epochs else None
+        self._files = resumed.files if resumed else None
+        if group.is_main_process and not resumed:
+            self._files = new_run(options.log_dir, options.run_name, options.stem)
+        self._logger = SilentLogger()
+        self._entered = contextlib.ExitStack()
+
+    def __enter__(self):
+        self._entered.enter_context(self._files or contextlib.nullcontext())
+        self._group.signals = self._entered.enter_context(StopSignals())
+        return self
+
+    def __exit__(self, *exception):
+        return self._entered.__exit__(*exception)
+
+    def start(self, learner, loader, transform):
+        """Restore the checkpoint to go on from, or write the first one.
+
+        Parameters
+        ----------
+        learner : training.learner.Learner
+        loader : data.loader.ShardedLoader
+            The training images'.
+        transform : data.mixup.TargetTransform
+
+        Raises UserError where the checkpoint does not fit the network or the data set.
+        """
+        dataset = loader.dataset
+        data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
+        facts = {"settings": self._settings, "data": data}
+        self._checkpointer = Checkpointer(
+            self._files, learner.state, self.progress, self._group, facts, self._options.checkpoint_minutes
+        )
+        if self._group.is_main_process:
+            self._logger = RunLogger(self._files, self._options.epochs)
+            self._exports = Exports(self._files.params, self._options.save_period)
+        if self._resumed:
+            self._restore(learner)
+        else:
+            self._begin(loader, transform)
+
+    def _begin(self, loader, transform):
+        flags = "  ".join(f"{name}={value}" for name, value in self._settings.items())
+        workers = f" in {self._group.size} workers" if self._group.size > 1 else ""
+        if self._group.is_main_process:
+            devices = ", ".join(map(str, self._group.devices))
+            self._logger.info(f"run {self._files.name} on {devices}{workers}: {flags}")
+            first_batch, *_ = next(loader.epoch(0))
+            self._logger.images(transform(first_batch).images, loader.dataset)
+        self._checkpointer.save()
+
+    def _restore(self, learner):
+        then, progress = self._resumed.checkpoint.facts["position"], self.progress
+        if progress.epoch + (progress.step > 0) > self._options.epochs:
+            raise UserError(f"--epochs {self._options.epochs}: the run {self._files.name} is {self._done()}")
+        for line in self._checkpointer.restore(self._resumed):
+            self._logger.info(line)
+        share = f" (step {then['step']}/{then['steps']} of then)" if then["steps"] != progress.steps else ""
+        self._logger.info(f"resumed at {self.where()}{share}, from {self._resumed.checkpoint.path}")
+        if progress.epoch and progress.step == 0:  # what follows an epoch's checkpoint may not have been written
+            learner.update_evaluation_net()
+            self._export(learner)
+
+    def progress_bar(self, steps, title=None, done=0):
+        """A `ProgressBar` over so many steps, to be entered, which shows on the main process alone."""
+        title = title or f"epoch {self.progress.epoch + 1}/{self._options.epochs}"
+        return ProgressBar(steps, title, self._options.log_interval, done, shown=self._group.is_main_process)
+
+    def on_step_end(self):
+        """To be called between steps: save a checkpoint if it is time to.
+
+        Raises SystemExit, with the state saved, where a signal has come to any process.
+        """
+        number = self._group.signals.number
+        due = self._group.is_main_process and self._checkpointer.is_due()
+        wishes = [number == signal.SIGTERM, number == signal.SIGINT, due]
+        terminate, interrupt, due = self._group.sum("wishes", wishes)
+        if terminate or interrupt:
+            self._save()
+            if self._group.is_main_process:
+                self._logger.info(f"stopped at {self.where()}; go on with: {self._resume_command()}")
+            self._group.shutdown()
+            raise SystemExit(EXIT_TERMINATED if terminate else EXIT_INTERRUPTED)
+        if due:
+            self._save()
+
+    def on_not_finite(self, error):
+        """A step was not taken because of a `training.learner.NotFinite`: go on without it, or not.
+
+        Raises Diverged, with the state before the step saved, where --nan-action or the steps before forbid it.
+        """
+        description = f"{self.where()}: {error}"
+        if self._options.nan_action == "skip" and self.progress.skipped < SKIPS_IN_A_ROW - 1:
+            self.progress.skipped += 1
+            self._logger.info(f"left out {description}")
+            return
+        try:
+            self._checkpointer.save()
+        except Diverged as error:
+            raise Diverged(f"{description}; {self.where()}: {error}") from None
+        self._group.shutdown()
+        if not self._group.is_main_process:
+            raise SystemExit(Diverged.status)
+        raise Diverged(
+            f"{description}; the state before it is {self._checkpointer.path}; "
+            "--nan-action skip or a lower --lr may help"
+        )
+
+    def on_worker_lost(self, error):
+        """The other processes do not answer, as a WorkerLost says: save what this one knows, and raise it again."""
+        if not self._group.is_main_process:
+            raise error
+        self._checkpointer.save_alone()
+        raise WorkerLost(
+            f"{error}; {self.where()} is saved as {self._checkpointer.path}, go on with: {self._resume_command()}"
+        )
+
+    def on_epoch_end(self, learner, figures, metric_name):
+        """Log an epoch's figures, as `RunLogger.epoch` takes them; save its state and its parameters."""
+        self._logger.histograms(learner.evaluation_net, figures["epoch"])
+        self._logger.epoch(figures, metric_name)
+        self.progress.finish_epoch(figures["val_accuracy"])
+        self._save()
+        self._export(learner)
+
+    def on_training_end(self):
+        """Say how the training ended."""
+        best = f"{self.progress.best_accuracy:.4f} at epoch {self.progress.best_epoch}"
+        if self._group.is_main_process:
+            self._logger.info(f"Finished: best validation accuracy {best} ({self._files.csv})")
+
+    def where(self):
+        """How far the training is, for people, who count epochs from 1."""
+        progress, epochs = self.progress, self._options.epochs
+        if progress.epoch == epochs:
+            return "the end"
+        return f"epoch {progress.epoch + 1}/{epochs}, step {progress.step}/{progress.steps}"
+
+    def _done(self):
+        if self.progress.step:
+            return f"in epoch {self.progress.epoch + 1}"
+        return f"done with epoch {self.progress.epoch}"
+
+    def _save(self):
+        try:
+            self._checkpointer.save()
+        except Diverged as error:
+            raise Diverged(f"{self.where()}: {error}") from None
+
+    def _export(self, learner):
+        if self._group.is_main_process:
+            self._exports.save(learner.evaluation_net, self.progress.epoch, self.progress.best_epoch)
+
+    def _resume_command(self):
+        """What to type to go on."""
+        log_dir = str(self._options.log_dir)
+        elsewhere = [] if log_dir == DEFAULT_LOG_DIR else ["--log-dir", log_dir]
+        command = shlex.join(["python3", sys.argv[0], "--resume", self._files.name, *elsewhere])
+        return command if self._group.size == 1 else f"{command} (by the same launcher)"
