@@ -47,11 +47,11 @@ def choose(flag, name, table):
 def _number(text, convert, accepts, meaning):
     try:
         value = convert(text)
-    except ValueError:
-        value = None
-    if value is None or not math.isfinite(value) or not accepts(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-    return value
+        if math.isfinite(value) and accepts(value):
+            return value
+    except (ValueError, OverflowError):  # the latter by whole numbers that are larger than every float
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
 
 
 def positive_int(text):

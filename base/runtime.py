@@ -18,6 +18,8 @@ from pathlib import Path
 
 from base.errors import UserError
 
+__all__ = ["THREAD_VARIABLES", "prepare_mxnet", "real_core_count"]
+
 # Either of these is the user's own choice of a thread count.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
 
@@ -39,7 +41,7 @@ _CUDA_LIBRARIES = (
 
 
 def prepare_mxnet(environ=os.environ):
-    """Set MXNet's thread count and make its CUDA libraries known, before MXNet is imported.
+    """Set MXNet's thread count and load its CUDA libraries, before MXNet is imported.
 
     OMP_NUM_THREADS becomes real_core_count() unless the user has set it or MXNET_OMP_MAX_THREADS. By default
     MXNet takes half the visible cores, on the assumption that they are hyper-threads; where they are not,
@@ -53,13 +55,14 @@ def prepare_mxnet(environ=os.environ):
 
     A second call changes nothing.
 
-    Args:
-        environ: The environment to read and to write both variables to. MXNet sees that of this process,
-            os.environ; another mapping may serve a process yet to be started.
+    Parameters
+    ----------
+    environ : mutable mapping
+        The environment in which both variables are read and written. MXNet sees that of this process, os.environ;
+        another mapping may serve a process yet to be started.
 
-    Raises:
-        UserError: If MXNet has already been imported with another thread count, or if it is a CUDA build
-            and the NVIDIA driver is missing or a CUDA library cannot be loaded.
+    Raises UserError where MXNet has already been imported with another thread count, and where it is a CUDA build and
+    the NVIDIA driver is missing or a CUDA library cannot be loaded.
     """
     user_decided = any(environ.get(name) for name in THREAD_VARIABLES)
     if "mxnet" in sys.modules:
@@ -75,16 +78,16 @@ def prepare_mxnet(environ=os.environ):
 
 
 def real_core_count(root="/", cpus=None):
-    """Count the cores this process may use.
+    """The number of cores this process may use, at least 1.
 
     Hyper-threads of one core count once. A quota on its control group, rounded up, bounds the result.
 
-    Args:
-        root: Where the trees /sys and /proc are found.
-        cpus: The numbers of the logical CPUs to count; those of this process's affinity mask by default.
-
-    Returns:
-        An int, at least 1.
+    Parameters
+    ----------
+    root : path
+        Where the trees /sys and /proc are found.
+    cpus : iterable of int, optional
+        The numbers of the logical CPUs to count; those of this process's affinity mask by default.
     """
     root = Path(root)
     if cpus is None:
@@ -96,12 +99,12 @@ def real_core_count(root="/", cpus=None):
 
 
 def _default_thread_count():
-    """Return the thread count MXNet takes on x86 where the environment does not say."""
+    """The thread count MXNet takes on x86 where the environment does not say."""
     return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _cpu_quotas(root):
-    """Yield the quotas of this process's cgroup and those above it, version 1 or 2, as _cpu_quota does."""
+    """The quotas, each as of `_cpu_quota`, of this process's cgroup and of those above it, version 1 or 2."""
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -123,7 +126,7 @@ def _cpu_quotas(root):
 
 
 def _cpu_quota(group):
-    """Return the quota of one cgroup folder in whole CPUs, rounded up, or None where it sets none."""
+    """The quota of one cgroup folder in whole CPUs, rounded up; None where it sets none."""
     version_1 = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]
     version_2 = (_read(group / "cpu.max") or "").split()
     parts = version_2 or version_1
@@ -137,7 +140,7 @@ def _cpu_quota(group):
 
 
 def _read(path):
-    """Return a file's text without surrounding white space, or None if it is empty or cannot be read."""
+    """A file's text without surrounding white space; None where it is empty or cannot be read."""
     try:
         return path.read_text().strip() or None
     except OSError:
@@ -145,7 +148,7 @@ def _read(path):
 
 
 def _cuda_build_location():
-    """Return the site-packages folder that holds a CUDA build of MXNet, or None."""
+    """The site-packages folder that holds a CUDA build of MXNet, or None."""
     spec = importlib.util.find_spec("mxnet")
     if spec is None or spec.origin is None:
         return None
@@ -154,12 +157,11 @@ def _cuda_build_location():
 
 
 def _load_cuda_libraries(folder):
-    """Load the driver and those of _CUDA_LIBRARIES that lie under folder.
+    """Load the driver and those of _CUDA_LIBRARIES that lie under ``folder``.
 
     The dynamic linker knows a loaded library by its name: MXNet, linked against these names, takes these.
 
-    Raises:
-        UserError: If the driver or a library that lies there cannot be loaded.
+    Raises UserError where the driver or a library that lies there cannot be loaded.
     """
     try:
         ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)

@@ -1,5 +1,6 @@
 """CIFAR-10 and CIFAR-100 from their official binary archives (https://www.cs.toronto.edu/~kriz/cifar.html)."""
 
+import functools
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from data.dataset import Dataset
 from data.download import download, unpack
 from data.records import ensure_records, locked
 
-__all__ = ["cifar_archives", "open_cifar", "read_rows"]
+__all__ = ["cifar_archives", "open_cifar", "open_cifar10", "open_cifar100", "read_rows"]
 
 CifarArchive = namedtuple("CifarArchive", ["url", "md5", "folder", "train", "test", "label_bytes", "classes"])
 
@@ -73,6 +74,10 @@ def open_cifar(name, data_dir):
     records = ensure_records(data_dir / "records" / name, source, splits)
     mean, std = CHANNELS[name]
     return Dataset(name, archive.classes, records, 32, mean, std, mirror=True)
+
+
+open_cifar10 = functools.partial(open_cifar, "cifar10")
+open_cifar100 = functools.partial(open_cifar, "cifar100")
 
 
 def read_rows(path, archive):

@@ -1,11 +1,16 @@
 """Flags: the usual names, checked one by one and against each other."""
 
+import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from training.flags import parse_arguments, training_parser
+from base.errors import UserError
+from data.datasets import photographs, small_images
+from training.flags import UNITS, parse_arguments, training_parser
+from training.run.checkpoint import Checkpoints
 
 
 def parse(*argv):
@@ -32,8 +37,25 @@ def test_a_seed_is_drawn_where_none_is_given():
     assert parse("--seed", "7").seed == 7
 
 
+def test_a_unit_has_its_own_name_and_its_network_s():
+    from model.units import units
+
+    assert {name: unit.network for name, unit in units.items()} == UNITS
+    for unit, network in UNITS.items():
+        assert {parse(flag, name).unit for flag in ("--unit", "--model") for name in (unit, network)} == {unit}
+
+
+def test_every_data_set_is_opened_by_a_function_that_is_there():
+    for path in (*small_images.values(), *photographs.values()):
+        module, _, function = path.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
 BAD_FLAGS = [
     ["--num-layers", "many"],
+    ["--num-layers", "1" * 400],
+    ["--unit", "vgg"],
+    ["--model", "vgg"],
     ["--epochs", "0"],
     ["--batch-size", "-1"],
     ["--lr", "nan"],
@@ -75,3 +97,89 @@ def test_help_gives_every_flag_a_sentence_and_imports_nothing_heavy():
     assert all(action.help for action in parser._actions)
     for action in parser._actions:
         assert action.option_strings[0] in shown
+
+
+def parse_with_model(*argv):
+    """The flags where the script has a few of its own, as imagenet_train.py has."""
+    parser = training_parser("test", datasets=["cifar10", "digits"])
+    parser.add_argument("--no-wd", action="store_true")
+    parser.add_argument("--eval-only", action="store_true")
+    parser.add_argument("--params")
+    return parse_arguments(parser, argv)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Makes a run with a checkpoint of given settings; returns the flags that go on with it."""
+
+    def save(settings):
+        position = dict.fromkeys(("steps", "epoch", "step", "skipped", "best_epoch"), 0)
+        position.update(seconds=0.0, best_accuracy=0.0, totals=[0, 0.0, 0.0])
+        facts = {"settings": settings, "position": position, "updates": 0, "sizes": {}}
+        folder = tmp_path / "params" / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        Checkpoints(folder).save({"weight": np.ones(1, np.float32)}, facts, None)
+        return "--log-dir", str(tmp_path), "--resume", "run"
+
+    return save
+
+
+def test_what_a_run_saved_and_what_is_given_come_before_the_defaults(saved):
+    own = parse("--lr", "0.3", "--lr-steps", "1,2.5", "--memory-saving", "--workers", "7", "--seed", "4").settings
+    args = parse(*saved(own), "--workers", "3", "--no-memory-saving", "--lr", "0.3")
+    assert args.settings == {**own, "workers": 3, "memory_saving": False}
+
+
+def test_flags_that_an_old_checkpoint_does_not_know_have_their_defaults(saved):
+    assert parse(*saved({"lr": 0.3, "seed": 5})).settings == parse("--lr", "0.3", "--seed", "5").settings
+
+
+@pytest.mark.parametrize("resume", ["run", "auto"])
+@pytest.mark.parametrize("settings", [{"unit": "resnext"}, {"model": "attentionnext"}], ids=str)
+def test_the_unit_of_an_old_checkpoint_is_known_by_either_name(saved, settings, resume, capsys):
+    (*flags, _) = saved({**settings, "seed": 3})
+    for given in (["--unit", "resnext"], ["--model", "attentionnext"]):
+        args = parse(*flags, resume, *given)
+        assert (args.unit, args.seed) == ("resnext", 3) and "model" not in args.settings
+        args.resumed = None  # lets go of the run
+    with pytest.raises(SystemExit):
+        parse(*flags, "run", "--unit", "se")
+    assert "--unit contradicts" in capsys.readouterr().err
+
+
+STRANGE = [
+    {"epochs": "3"}, {"epochs": 3.0}, {"epochs": True}, {"epochs": None}, {"epochs": [3]}, {"epochs": 10**400},
+    {"lr": float("nan")}, {"lr": 0}, {"lr": 10**400}, {"lr_steps": "1,2"}, {"lr_steps": [2, 1]}, {"lr_steps": [[1]]},
+    {"lr_steps": 1}, {"float16": 0}, {"float16": "yes"}, {"float16": None}, {"no_wd": 1}, {"optimizer": "adam"},
+    {"optimizer": ["nag"]}, {"mix_up": True}, {"mix_up": 2}, {"dataset": "mnist"}, {"data_dir": 5}, {"data_dir": {}},
+    {"data_dir": "a\0b"}, {"data_dir": "a\nb"}, {"data_dir": "\ud800"}, {"unit": "vgg"}, {"unit": "attentionnext"},
+    {"unit": ["se"]}, {"model": ["attention"]}, {"model": None}, {"seed": -1}, {"help": True}, {"a\nb": 1},
+    {"eval_only": True}, {"params": "/etc/passwd"}, {"resume": "auto"}, {"run_name": "other"}, {"log_dir": "/tmp"},
+    None, [], ["epochs"], [["epochs", 3]], "epochs", 5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", STRANGE, ids=lambda settings: ascii(settings)[:40])
+def test_settings_that_no_command_line_gives_are_refused_in_one_line(saved, settings):
+    with pytest.raises(UserError, match="checkpoint-000001 was not trained by this script: ") as raised:
+        parse_with_model(*saved(settings))
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 400
+
+
+def test_the_flag_that_a_checkpoint_cannot_have_is_named(saved):
+    with pytest.raises(UserError, match="--lr-steps cannot be '1,2'"):
+        parse(*saved({"epochs": 3, "lr_steps": "1,2"}))
+    with pytest.raises(UserError, match="there is no flag '--no-wd'"):
+        parse(*saved({"epochs": 3, "no_wd": True}))
+
+
+def test_what_an_old_checkpoint_says_of_evaluation_is_accepted_where_it_is_nothing(saved):
+    args = parse_with_model(*saved({"eval_only": False, "params": None, "no_wd": True}))
+    assert (args.eval_only, args.params, args.no_wd) == (False, None, True)
+    assert not {"eval_only", "params"} & set(args.settings)
+
+
+def test_a_run_is_not_gone_on_with_to_evaluate(saved, capsys):
+    with pytest.raises(SystemExit) as raised:
+        parse_with_model(*saved({}), "--eval-only")
+    assert raised.value.code == 2 and "--eval-only contradicts" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from scripts.plot_curves import plot_curves
 from tests.test_checkpoint import save_some
 from tests.test_records import Splits, some_images
 from tests.test_resume import FLAGS, snapshot, stop_at, train
-from training.flags import parse_arguments, training_parser
+from training.flags import UNITS, parse_arguments, training_parser
 from training.run.checkpoint import Checkpoint, Checkpoints
 
 
@@ -168,7 +168,8 @@ def stopped(tmp_path_factory, digits):
 
 FACTS = ["settings", "data", "position", "updates", "sizes", ("settings", "epochs"), ("settings", "lr_steps"),
          ("settings", "data_dir"), ("position", "step"), ("position", "averages"), ("position", "best_epoch"),
-         ("sizes", "run.csv"), ("settings", "help"), ("settings", "log_dir"), ("position", "steps")]  # fmt: skip
+         ("sizes", "run.csv"), ("settings", "help"), ("settings", "log_dir"), ("position", "steps"),
+         ("settings", "unit"), ("settings", "model"), ("settings", "float16"), ("settings", "seed")]  # fmt: skip
 
 
 @fuzzed(100)
@@ -188,12 +189,13 @@ def test_checkpoints_that_a_stranger_made(tmp_path, stopped, capsys, fact, value
     parser = training_parser("test", datasets=["digits"], batch_size=8)
     with one_line_at_most():
         try:
-            resumed = parse_arguments(parser, ["--log-dir", str(copy), "--resume", "run"]).resumed
+            args = parse_arguments(parser, ["--log-dir", str(copy), "--resume", "run"])
         except SystemExit as ending:
             assert ending.code == 2 and capsys.readouterr().err.count("\n") == 1
         else:
-            progress = resumed.progress(5)
+            progress = args.resumed.progress(5)
             assert 0 <= progress.step <= 5
+            assert (args.log_dir, args.float16, args.unit in UNITS) == (str(copy), False, True)
     assert snapshot(tmp_path) == before
 
 

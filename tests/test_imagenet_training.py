@@ -1,19 +1,24 @@
 """The ImageNet script from the shell: recipes, training, evaluation, and what it refuses."""
 
+import argparse
 import csv
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import mxnet as mx
 import numpy as np
 import pytest
+from mxnet import autograd, gluon
 
 from data.imagenet import prepare
+from imagenet_train import make_net
 from tests.conftest import ROOT, assert_refused, run_script
 from training.metrics import top_k_hits
+from training.run.checkpoint import Checkpoints
 
 train = functools.partial(run_script, "imagenet_train.py")
 
@@ -93,16 +98,22 @@ def parsed(*argv):
 
 def test_recipes_are_defaults_that_flags_override():
     paper, tricks = parsed(), parsed("--recipe", "tricks", "--epsilon", "0.2")
-    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "lr": 0.1, "batch_size": 64, "input_size": 224}
+    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "batch_size": 64, "input_size": 224}
     for args in (paper, tricks):
         assert {name: args[name] for name in shared} == shared
-    expected = {"lr_mode": "step", "lr_steps": [10, 20, 25], "mix_up": 0, "epsilon": 0, "no_wd": False, "epochs": 27}
+    expected = {
+        "lr": 0.1, "lr_mode": "step", "lr_steps": [10, 20, 25], "mix_up": 0, "epsilon": 0, "no_wd": False,
+        "last_gamma": False, "epochs": 27,
+    }  # fmt: skip
     assert {name: paper[name] for name in expected} == expected
     expected = {
-        "lr_mode": "cosine", "warmup_epochs": 5, "mix_up": 1, "alpha": 0.2, "epsilon": 0.2, "no_wd": True,
-        "last_gamma": True,
+        "lr": 0.1 * 64 / 256, "lr_mode": "cosine", "warmup_epochs": 5, "mix_up": 1, "alpha": 0.2, "epsilon": 0.2,
+        "no_wd": True, "last_gamma": True,
     }  # fmt: skip
     assert {name: tricks[name] for name in expected} == expected
+    without = parsed("--recipe", "tricks", "--wd-all", "--no-last-gamma")
+    assert (without["no_wd"], without["last_gamma"]) == (False, False)
+    assert parsed("--no-wd", "--last-gamma")["settings"].items() >= {"no_wd": True, "last_gamma": True}.items()
 
 
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
@@ -120,19 +131,62 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
     assert not (tmp_path / "log").exists()
 
 
-def test_no_wd_spares_biases_and_normalization_and_last_gamma_starts_at_zero(records, tmp_path):
-    """After a step of weight decay and hardly any gradient, gammas are still what they began as."""
+@pytest.mark.parametrize("no_wd", [False, True])
+def test_no_wd_spares_biases_gammas_and_betas(no_wd):
+    """A step without a gradient halves what decays."""
+    net = make_net(3, argparse.Namespace(num_layers=56, unit="se", last_gamma=False, no_wd=no_wd))
+    net.initialize()
+    parameters = {name: value for name, value in net.collect_params().items() if value.grad_req != "null"}
+    for value in parameters.values():
+        value.set_data(mx.nd.ones(value.shape))
+    with autograd.record():
+        logits = net(mx.nd.zeros((1, 3, 64, 64)))
+    logits.backward(mx.nd.zeros_like(logits))
+    gluon.Trainer(parameters, "sgd", {"learning_rate": 0.5, "wd": 1.0}).step(1)
+    found = {}
+    for name, value in parameters.items():
+        found.setdefault(name.rpartition("_")[2], set()).update(value.data().asnumpy().ravel().tolist())
+    spared = {1.0} if no_wd else {0.5}
+    assert found == {"weight": {0.5}, "bias": spared, "gamma": spared, "beta": spared}
+
+
+@pytest.mark.parametrize(
+    "flags, begun",
+    [
+        (("--no-wd", "--last-gamma"), {"weight": {0}, "gamma": {0, 1}}),
+        (("--recipe", "tricks", "--warmup-epochs", 0, "--lr-mode", "step", "--wd-all"), {"weight": {0}, "gamma": {0}}),
+    ],
+    ids=["no-wd", "wd-all"],
+)
+def test_weight_decay_and_last_gamma_are_what_the_flags_say(records, tmp_path, flags, begun):
+    """After one step with hardly any gradient what decays is zero, and all else is still what it began as."""
     process = train(
-        *("--data-dir", records, "--log-dir", tmp_path, *SMALL, "--run-name", "decay", "--limit", 8),
-        *("--lr", "1e-9", "--wd", "1e8", "--momentum", 0, "--optimizer", "sgd", "--no-wd", "--last-gamma"),
-        *("--model", "attentionnext"),
+        *("--data-dir", records, "--log-dir", tmp_path, *SMALL, *flags, "--run-name", "decay", "--limit", 8),
+        *("--lr", "1e-9", "--wd", "1e9", "--momentum", 0, "--optimizer", "sgd", "--model", "attentionnext"),
     )
     assert process.returncode == 0, process.stderr
     saved = mx.nd.load(str(tmp_path / "params" / "decay" / "last.params"))
-    gammas = {name: value.asnumpy() for name, value in saved.items() if name.endswith("gamma")}
-    zeros = [name for name, value in gammas.items() if np.abs(value).max() < 1e-3]
-    assert sorted({name.rsplit(".branch.", 1)[1] for name in zeros}) == ["2.gamma"] and len(zeros) == 33
-    assert all(np.abs(value - 1).max() < 1e-3 for name, value in gammas.items() if name not in zeros)
+    for kind, expected in begun.items():
+        values = {name: value.asnumpy() for name, value in saved.items() if name.endswith(kind)}
+        assert {
+            round(float(number), 3) for value in values.values() for number in (value.min(), value.max())
+        } == expected
+    if "--no-wd" in flags:
+        zeros = [name for name, value in saved.items() if name.endswith("gamma") and not value.asnumpy().round(3).any()]
+        assert {name.rpartition(".branch.")[2] for name in zeros} == {"2.gamma"} and len(zeros) == 33
+
+
+def test_a_checkpoint_cannot_have_a_file_evaluated(finished, tmp_path):
+    folder = tmp_path / "log"
+    shutil.copytree(finished[0], folder)
+    (run,) = (folder / "params").iterdir()
+    checkpoint, _ = Checkpoints(run).newest_whole()
+    for strange in ({"eval_only": True}, {"params": str(run / "best.params")}):
+        settings = {**checkpoint.facts["settings"], **strange}
+        Checkpoints(run).save(checkpoint.arrays(), {**checkpoint.facts, "settings": settings}, checkpoint.path)
+        process = train("--resume", run)
+        assert_refused(process, "was not trained by this script", "is not for a checkpoint to say")
+        assert process.stdout == ""
 
 
 def test_a_training_resumes_with_one_more_epoch_as_if_it_had_never_ended(tmp_path, records):

@@ -13,7 +13,7 @@ from model import AttentionNet, AttentionNetCifar, units
 from tests.test_benchmark import printed
 from tests.test_training import train_on_digits
 from training.distributed.process_group import SingleProcess
-from training.learner import NotFinite, train_step
+from training.learner import NotFinite, initialize, train_step
 from training.recomputation import Recomputation
 from training.state import TrainingState
 

@@ -1,8 +1,9 @@
 """The flags that every training script has. Imports nothing heavy: --help answers at once."""
 
 import argparse
-import contextlib
-import io
+import os
+import re
+import reprlib
 import secrets
 import sys
 from pathlib import Path
@@ -21,10 +22,19 @@ from base.flags import (
 )
 from training.run.files import DEFAULT_LOG_DIR
 
-__all__ = ["parse_arguments", "training_parser"]
+__all__ = ["UNITS", "parse_arguments", "residual_unit", "training_parser"]
 
-# A checkpoint holds all flags but these, which say where the run is and not how it trains.
-NOT_SETTINGS = {"resume", "run_name", "log_dir"}
+# Residual units by name, with what a network of them is called, as `model.units.units` has them with their classes,
+# which import MXNet.
+UNITS = {
+    "bottleneck": "attention",
+    "resnext": "attentionnext",
+    "inception": "attentioninception",
+    "se": "attentionsenext",
+}
+
+# A checkpoint holds all flags but these, which say where the run is and what else to do, and not how it trains.
+NOT_SETTINGS = ("resume", "run_name", "log_dir", "eval_only", "params")
 
 # A resumed run may have another value of these, and of no other.
 MAY_CHANGE = (
@@ -47,6 +57,14 @@ EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks
 another worker); 3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
 
 
+def residual_unit(text):
+    """A key of `UNITS`, by that name or by its network's."""
+    for unit, network in UNITS.items():
+        if text in (unit, network):
+            return unit
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)}: choose one of {', '.join([*UNITS, *UNITS.values()])}")
+
+
 def training_parser(description, *, datasets, **defaults):
     """A parser with the shared flags, grouped; ``defaults`` are a script's own values by flag name."""
     parser = OneLineParser(
@@ -65,6 +83,14 @@ def training_parser(description, *, datasets, **defaults):
 
     group = parser.add_argument_group("network and devices")
     group.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
+    group.add_argument(
+        "--unit",
+        "--model",
+        type=residual_unit,
+        default="bottleneck",
+        help="residual unit, by its name or by that of a network of such units: "
+        + ", ".join(map(" or ".join, UNITS.items())),
+    )
     group.add_argument("--num-gpus", type=non_negative_int, default=0, help="GPUs to train on; 0 is the CPU")
     group.add_argument(
         "--float16",
@@ -150,22 +176,24 @@ def training_parser(description, *, datasets, **defaults):
         "--log-interval", type=positive_int, default=50, help="steps between lines where there is no progress bar"
     )
     group.add_argument(
-        "--save-period", type=non_negative_int, default=50, help="epochs between numbered parameter files; 0 is none"
+        "--save-period",
+        type=non_negative_int,
+        default=50,
+        help="epochs between epoch-NNNN.params, copies of the parameters that stay; they are no checkpoints; 0 is none",
     )
-
     group.add_argument(
         "--checkpoint-minutes",
         type=non_negative_float,
         default=10,
-        help="minutes between checkpoints within an epoch, each end of which is one too; 0 is after every step",
+        help="minutes between checkpoints, which --resume goes on from, within an epoch; each end of an epoch is one "
+        "too, whatever --save-period is; 0 is after every step",
     )
-    may_change = ", ".join(f"--{name.replace('_', '-')}" for name in MAY_CHANGE)
     group.add_argument(
         "--resume",
         metavar="RUN|PATH|auto",
         help="go on with a run: by its name, by its folder LOG_DIR/params/RUN or a checkpoint in that, or with the "
         "newest of the same settings, if any. Flags that are not given are the run's own; these may change: "
-        + may_change,
+        + ", ".join(map(_flag, MAY_CHANGE)),
     )
 
     parser.set_defaults(**defaults)
@@ -180,87 +208,104 @@ def parse_arguments(parser, argv=None):
 
     Raises UserError where --resume names no run to go on with.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    args, resumed = parser.parse_args(argv), None
-    if args.resume is not None:
-        args, resumed = _merge(parser, argv, args)
-    if args.seed is None:
-        args.seed = secrets.randbelow(2**31)
-    settings = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
+    defaults = vars(parser.parse_args([]))
+    given = _given(parser, sys.argv[1:] if argv is None else argv, defaults)
+    flags, resumed = {**defaults, **given}, None
+    if flags["resume"] is not None:
+        flags, resumed = _resumed(parser, defaults, given)
+    if flags["seed"] is None:
+        flags["seed"] = secrets.randbelow(2**31)
+    args = argparse.Namespace(**flags)
     if args.mix_up_off_epochs is None:
         args.mix_up_off_epochs = args.epochs // 10
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
-    args.settings, args.resumed = settings, resumed
+    args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
+    args.resumed = resumed
     return args
 
 
-def _merge(parser, argv, args):
-    """(The flags of a run to go on with and of the command line, the `Resumed` run).
+def _given(parser, argv, defaults):
+    """The flags that a command line itself gives, {name: value}."""
+    unset = object()
+    flags = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, unset)))
+    return {name: value for name, value in vars(flags).items() if value is not unset}
 
-    They are the command line's own, and None, where --resume auto finds no run.
+
+def _resumed(parser, defaults, given):
+    """({name: value} of all flags of a run to go on with, the `Resumed` run).
+
+    They are the defaults, then what the checkpoint saved, then what is given; None and no such run where --resume auto
+    finds none.
     """
     from training.run.resume import find_newest, open_run  # which import numpy
 
-    if args.run_name is not None:
+    if "run_name" in given:
         parser.error("--run-name is for new runs: --resume keeps the run's own")
-    given = _given(parser, argv)
-    if args.resume == "auto":
-        fixed = {name for name in vars(args) if name not in (*MAY_CHANGE, *NOT_SETTINGS)}
-        if "seed" not in given:
-            fixed.remove("seed")
+    flags = {**defaults, **given}
+    if flags["resume"] == "auto":
+        fixed = set(flags) - {*MAY_CHANGE, "resume", "run_name"} - ({"seed"} - set(given))
 
         def fits(checkpoint):
-            saved = parser.parse_args(_saved_flags(parser, checkpoint))
-            return all(getattr(saved, name) == getattr(args, name) for name in fixed)
+            saved = _saved(parser, defaults, checkpoint)
+            return all(saved[name] == flags[name] for name in fixed)
 
-        args.resume = find_newest(args.log_dir, fits)
-        if args.resume is None:
-            print(f"no run in {args.log_dir} has these settings: this is a new one", flush=True)
-            return args, None
-    resumed = open_run(args.resume, args.log_dir)
-    flags = _saved_flags(parser, resumed.checkpoint)
-    saved, merged = parser.parse_args(flags), parser.parse_args(flags + argv)
+        flags["resume"] = find_newest(flags["log_dir"], fits)
+        if flags["resume"] is None:
+            print(f"no run in {flags['log_dir']} has these settings: this is a new one", flush=True)
+            return flags, None
+    resumed = open_run(flags["resume"], flags["log_dir"])
+    saved = _saved(parser, defaults, resumed.checkpoint)
     for name, value in given.items():
-        if name not in (*MAY_CHANGE, *NOT_SETTINGS) and value != getattr(saved, name):
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag} contradicts {resumed.checkpoint.path}: {value} here, {getattr(saved, name)} there")
-    merged.log_dir = str(resumed.files.log_dir)
-    if "log_dir" in given and Path(given["log_dir"]).resolve() != resumed.files.log_dir.resolve():
-        parser.error(f"--log-dir {given['log_dir']} contradicts --resume {args.resume}")
-    return merged, resumed
+        if name not in (*MAY_CHANGE, "resume") and value != saved[name]:
+            parser.error(f"{_flag(name)} contradicts {resumed.checkpoint.path}: {value} here, {saved[name]} there")
+    log_dir = resumed.files.log_dir
+    if "log_dir" in given and Path(given["log_dir"]).resolve() != log_dir.resolve():
+        parser.error(f"--log-dir {given['log_dir']} contradicts --resume {flags['resume']}")
+    return {**saved, **given, "log_dir": str(log_dir)}, resumed
 
 
-def _saved_flags(parser, checkpoint):
-    """The flags a checkpoint was trained with, as a command line that ``parser`` accepts.
+def _saved(parser, defaults, checkpoint):
+    """All flags as a checkpoint's run had them, {name: value}; those that it does not name are the defaults.
 
-    Raises UserError where it would not.
+    Raises UserError where no command line of this script can have given them: the checkpoint may be a stranger's.
     """
+    actions = {action.dest: action for action in parser._actions}
     settings = checkpoint.facts.get("settings")
     try:
-        flags = [_flag(name, value) for name, value in settings.items() if value is not None and value is not False]
-        unknown = set(settings) - (set(vars(parser.parse_args([]))) - NOT_SETTINGS)
-        if unknown:
-            raise ValueError(f"it has no flag --{min(unknown).replace('_', '-')}")
-        with contextlib.redirect_stderr(io.StringIO()) as message:
-            parser.parse_args(flags)
-    except (AttributeError, TypeError, ValueError, SystemExit) as error:
-        reason = message.getvalue().strip() if isinstance(error, SystemExit) else error
-        raise UserError(f"{checkpoint.path} was not trained by this script: {reason}") from None
-    return flags
+        if not isinstance(settings, dict):
+            raise ValueError("it names no flags")
+        saved = dict(settings)
+        if "model" in saved:  # as imagenet_train.py once called it
+            saved["unit"] = residual_unit(saved.pop("model"))
+        for name, value in saved.items():
+            if name not in defaults:
+                raise ValueError(f"there is no flag {reprlib.repr(_flag(name))}")
+            if not _takes(actions[name], defaults[name], value):
+                raise ValueError(f"{_flag(name)} cannot be {reprlib.repr(value)}")
+            if name in NOT_SETTINGS and value != defaults[name]:
+                raise ValueError(f"{_flag(name)} is not for a checkpoint to say")
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{checkpoint.path} was not trained by this script: {error}") from None
+    return {**defaults, **saved}
 
 
-def _flag(name, value):
-    flag = f"--{name.replace('_', '-')}"
-    if value is True:
-        return flag
-    return f"{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
+def _takes(action, default, value):
+    """Whether a flag can have a JSON value, by its type and choices; control characters are for nobody's screen."""
+    if action.nargs == 0:
+        return isinstance(value, bool)
+    if value is None:
+        return default is None
+    try:
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        os.fsencode(text)
+        typed = (action.type or str)(text)
+    except (ValueError, RecursionError, argparse.ArgumentTypeError):
+        return False
+    return typed == value and typed in (action.choices or [typed]) and not re.search(r"[\x00-\x1f\x7f-\x9f]", text)
 
 
-def _given(parser, argv):
-    """The flags that a command line itself gives, {name: value}."""
-    unset = object()
-    everything = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset)))
-    return {name: value for name, value in vars(everything).items() if value is not unset}
+def _flag(name):
+    return f"--{name.replace('_', '-')}"
