@@ -10,7 +10,7 @@ from mxnet import autograd, gluon
 
 from base.errors import WorkerLost
 from data.randomness import generator
-from model.onednn import folding, fuse
+from model.onednn import forget_graph, hybridize
 from training.recomputation import Recomputation
 from training.run.checkpointer import Keeper, aside
 from training.run.exports import Exports
@@ -137,10 +137,7 @@ def place(net, contexts, dtype, initializer, memory_saving=False, inference=Fals
     """
     net.initialize(initializer, ctx=contexts)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
-    backend = folding(net) if inference else None
-    if contexts[0].device_type == "cpu":
-        fuse(net, to_fold=backend is not None)
-    net.hybridize(backend=backend, static_alloc=not memory_saving, static_shape=not memory_saving)
+    hybridize(net, static=not memory_saving, inference=inference)
     return net
 
 
@@ -164,7 +161,7 @@ def hand_over(net, evaluated):
     mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing: reads do not wait for it
     for source, target in zip(net.collect_params().values(), evaluated.collect_params().values()):
         target.set_data(source.data(source.list_ctx()[0]))
-    evaluated._clear_cached_op()  # the graph keeps the parameters that it first saw: the next call makes another
+    forget_graph(evaluated)
 
 
 def train_epoch(net, trainer, train, mixing, learning_rate, sync, args, keeper, progress):
