@@ -1,4 +1,4 @@
-"""Networks made fast on a CPU, whose convolutions are oneDNN's. Nothing else in the project knows of oneDNN.
+"""Networks made fast on a CPU, where oneDNN computes the convolutions. No other file of the networks knows of it.
 
 oneDNN keeps the maps between convolutions in blocks of channels. MXNet's own operators, such as products, read and
 write plain maps, and whichever operator meets a map in the other layout converts it, each time. `hybridize` has maps
