@@ -1,72 +1,177 @@
-"""Fused operators and memory layouts that pay on a CPU. The numbers stay the same to rounding."""
+"""Networks made fast on a CPU, where oneDNN computes the convolutions. No other file of the networks knows of it.
+
+oneDNN keeps the maps between convolutions in blocks of channels. MXNet's own operators, such as products, read and
+write plain maps, and whichever operator meets a map in the other layout converts it, each time. `hybridize` has maps
+converted once, where that is less work, and has oneDNN do several operators' work in one pass over memory. To do so it
+gives blocks of the network another class, with the same parameters under the same names. The numbers stay the same to
+rounding.
+"""
 
 import json
 from collections import Counter
 
 import mxnet as mx
 
-from model.attention import InBlocks
+from model.attention import AttentionModule, SoftMask
 from model.units import NormReLU, SqueezeExcitation
+from model.upsample import Upsample
 
-__all__ = ["folding", "fuse"]
-
+__all__ = ["forget_graph", "hybridize"]
 
 BLOCK = 16  # channels
 
 
-def fuse(net, to_fold=False):
-    """Prepare a network, before it first runs, for float32 on a CPU: fewer passes over memory.
+def hybridize(net, static=True, inference=False):
+    """Make a network one graph, in the form that is fastest on its devices.
 
-    Maps are put in oneDNN's blocked layout after each interpolation and each attention's product, and normalization
-    and ReLU become one operator wherever that is safe. The operator remembers which values it cut off in the order in
-    which its input lies in memory; it fails, or its gradient is wrong, where it then meets another layout. So it is
-    used only where the input is sure to lie in blocks: where it comes from a convolution, by way of operators that
-    keep the layout. A network with convolutions that do not work in whole blocks stays as it is.
-
-    With ``to_fold``, normalization and ReLU stay apart where `folding` makes them parts of a convolution.
+    Parameters
+    ----------
+    net : HybridBlock
+        Initialized, of its final type, and not run or hybridized before. On a CPU it is one of float32.
+    static : bool
+        Whether the graph keeps its memory from one batch to the next. That is faster.
+    inference : bool
+        Whether the network only classifies. On a CPU its graph then keeps a form of the parameters that it first sees:
+        call `forget_graph` when they have changed. A network that trains must be another one, because oneDNN changes
+        the layout of the weights at a moment of its own choosing, and training steps would not repeat bit for bit.
     """
-    nodes = graph(net)
-    if not all(works_in_blocks(node["attrs"]) for node in nodes if node["op"] == "Convolution"):
-        return
+    backend = None
+    if next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
+        if inference and not holds_squeeze_excitation(net):
+            backend = "MKLDNN"  # makes normalization, ReLU and sums parts of the convolutions before them
+        optimize(net, folding=backend is not None)
+    net.hybridize(backend=backend, static_alloc=static, static_shape=static)
 
-    def activate(block):
-        if isinstance(block, InBlocks):
-            block.active = True
 
-    def fuse_norm(block):
-        if isinstance(block, NormReLU):
-            block.fuse_relu = f"{block.name}_fwd" in fusible
+def forget_graph(net):
+    """Have a network that `hybridize` prepared for inference make its graph anew, from its parameters as they are."""
+    net._clear_cached_op()
 
-    net.apply(activate)
-    nodes = graph(net)
+
+def holds_squeeze_excitation(net):
+    """Whether MXNet 1.9.1's backend would confuse the weights of the convolutions in a network's units."""
+    return any(isinstance(block, SqueezeExcitation) for block in descendants(net))
+
+
+def optimize(net, folding):
+    """Prepare a network for `hybridize`: fewer passes over memory.
+
+    Products read plain maps. Where all convolutions work in whole blocks, maps are converted to blocks right after
+    products, and normalization and ReLU become one operator wherever that is safe.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    folding : bool
+        Whether normalization and ReLU stay apart where the backend makes them parts of a convolution.
+    """
+    extend(net, {SoftMask: PlainLayoutSoftMask, AttentionModule: PlainLayoutAttentionModule})
+    if all(works_in_blocks(node["attrs"]) for node in graph(net) if node["op"] == "Convolution"):
+        extend(net, {Upsample: BlockedLayoutUpsample, AttentionModule: BlockedLayoutAttentionModule})
+        fusible = fusible_normalizations(graph(net), folding)
+        extend(net, {NormReLU: FusedNormReLU}, lambda block: f"{block.name}_fwd" in fusible)
+
+
+def extend(net, extensions, chosen=lambda block: True):
+    """Put the methods of a subclass before those of every ``chosen`` block of a class, its subclasses' blocks too.
+
+    Parameters
+    ----------
+    net : HybridBlock
+    extensions : dict
+        {class: subclass}.
+    chosen : callable
+        Takes a block; whether it is one of those.
+    """
+    for block in descendants(net):
+        for kind, extension in extensions.items():
+            if isinstance(block, kind) and chosen(block):
+                block.__class__ = type(extension.__name__, (extension, type(block)), {})
+
+
+def to_plain_layout(x):
+    """The same map, which a oneDNN operator wrote, in MXNet's layout.
+
+    An operator that is not of oneDNN would convert what it reads by itself, but in each pass again, and would keep
+    memory for that. Reshaping does it once.
+    """
+    return x.reshape((0, 0, 0, 0))
+
+
+def to_blocked_layout(F, x, channels):
+    """The same map, which an operator of MXNet's own wrote, in oneDNN's layout, for all operators that read it.
+
+    It is a convolution by ones, each channel with itself. Shapes: (N, channels, H, W) -> (N, channels, H, W).
+    """
+    ones = F.ones((channels, 1, 1, 1))
+    return F.Convolution(x, ones, kernel=(1, 1), num_filter=channels, num_group=channels, no_bias=True)
+
+
+class PlainLayoutSoftMask(SoftMask):
+    """A mask whose values are plain before the sigmoid, which keeps the layout, for the product that reads them."""
+
+    def hybrid_forward(self, F, x):
+        return F.Activation(to_plain_layout(self.head(self.hourglass(x))), act_type="sigmoid")
+
+
+class PlainLayoutAttentionModule(AttentionModule):
+    """An attention module whose product reads a plain trunk."""
+
+    def combine(self, F, mask, trunk):
+        return super().combine(F, mask, to_plain_layout(trunk))
+
+
+class BlockedLayoutAttentionModule(AttentionModule):
+    """An attention module whose product goes on in blocks."""
+
+    def combine(self, F, mask, trunk):
+        return to_blocked_layout(F, super().combine(F, mask, trunk), self.channels)
+
+
+class BlockedLayoutUpsample(Upsample):
+    """Interpolation, by products, whose result goes on in blocks."""
+
+    def hybrid_forward(self, F, x, like):
+        return to_blocked_layout(F, super().hybrid_forward(F, x, like), self.channels)
+
+
+class FusedNormReLU(NormReLU):
+    """Batch normalization and ReLU as one operator."""
+
+    def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
+        statistics = running_mean, running_var
+        return F.contrib.BatchNormWithReLU(x, gamma, beta, *statistics, name="fwd", **self._kwargs)
+
+
+def fusible_normalizations(nodes, folding):
+    """The normalizations that may become one operator with their ReLU.
+
+    That operator remembers which values it cut off in the order in which its input lies in memory; it fails, or its
+    gradient is wrong, where it then meets another layout. So its input must be sure to lie in blocks: it comes from a
+    convolution, by way of operators that keep the layout.
+
+    Parameters
+    ----------
+    nodes : list of dict
+        As `graph` returns them.
+    folding : bool
+        Whether to leave out those that the backend makes parts of a convolution.
+
+    Returns
+    -------
+    set of str
+        Names of nodes.
+    """
     readers = Counter(index for node in nodes for index, *_ in node["inputs"])
     blocked, fusible = [], set()
     for node in nodes:
         inputs = [blocked[index] for index, *_ in node["inputs"]]
         if node["op"] == "BatchNorm" and inputs[0]:
             source = node["inputs"][0][0]
-            if not (to_fold and nodes[source]["op"] == "Convolution" and readers[source] == 1):
+            if not (folding and nodes[source]["op"] == "Convolution" and readers[source] == 1):
                 fusible.add(node["name"])
         blocked.append(writes_blocks(node["op"], inputs))
-    net.apply(fuse_norm)
-
-
-def folding(net):
-    """The backend, for hybridize(), that makes normalization, ReLU and sums parts of the convolutions before them.
-
-    For inference: the graph keeps the parameters that it first sees. None where there is no such backend: on a GPU,
-    and for squeeze-and-excitation, where MXNet 1.9.1 confuses the weights of a unit's convolutions.
-    """
-    first_parameter = next(iter(net.collect_params().values()))
-    found = []
-    net.apply(lambda block: found.append(isinstance(block, SqueezeExcitation)))
-    on_cpu = first_parameter.list_ctx()[0].device_type == "cpu"
-    return "MKLDNN" if on_cpu and not any(found) else None
-
-
-def graph(net):
-    """The nodes of a network's graph, in the order in which they run."""
-    return json.loads(net(mx.sym.var("data")).tojson())["nodes"]
+    return fusible
 
 
 def works_in_blocks(convolution):
@@ -82,3 +187,15 @@ def writes_blocks(operator, inputs):
     if operator in ("elemwise_add", "add_n"):  # the sum may be written over any of them
         return all(inputs)
     return operator == "Convolution"
+
+
+def graph(net):
+    """The nodes of a network's graph, a list of dict, in the order in which they run."""
+    return json.loads(net(mx.sym.var("data")).tojson())["nodes"]
+
+
+def descendants(block):
+    """A block and all blocks within it."""
+    found = []
+    block.apply(found.append)
+    return found

@@ -1,6 +1,7 @@
 """The straightforward form of the networks, which the faster ones are measured and tested against."""
 
-from model.attention import SoftMask, Upsample
+from model.attention import SoftMask
+from model.upsample import Upsample
 
 __all__ = ["make_plain"]
 

@@ -32,7 +32,6 @@ class NormReLU(nn.BatchNorm):
     """Batch normalization and ReLU, the pair that precedes every convolution of the pre-activation form.
 
     The networks' published descriptions leave epsilon and momentum to the framework; these are Gluon's defaults.
-    `model.onednn.fuse` makes the two one operator where the device has one.
 
     Shapes: (N, in_channels, H, W) -> (N, in_channels, H, W).
     """
@@ -42,7 +41,7 @@ class NormReLU(nn.BatchNorm):
 
     def hybrid_forward(self, F, x, gamma, beta, running_mean, running_var):
         normalized = super().hybrid_forward(F, x, gamma, beta, running_mean, running_var)
-        return normalized if self.fuse_relu else F.Activation(normalized, act_type="relu")
+        return F.Activation(normalized, act_type="relu")
 
 
 class PreActivationBottleneck(nn.HybridBlock):

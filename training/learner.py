@@ -7,7 +7,7 @@ from mxnet import autograd
 
 from base.errors import WorkerLost
 from data.randomness import generator
-from model.onednn import folding, fuse
+from model.onednn import forget_graph, hybridize
 from training.averages import Averages
 from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
@@ -28,8 +28,7 @@ class NotFinite(FloatingPointError):
 class Learner:
     """A network that trains, its twin that is validated and saved, and the optimizer.
 
-    Twins, because inference on a CPU changes the memory layout of the weights it uses at a moment of its own choosing,
-    and training steps with them no longer repeat bit for bit.
+    Twins, because inference on a CPU changes the weights' layout in memory (`model.onednn.hybridize`).
 
     Parameters
     ----------
@@ -97,16 +96,10 @@ class Learner:
 
 
 def initialize(net, devices, initializer, dtype="float32", memory_saving=False, inference=False):
-    """Initialize a network on devices, for training or for inference, as one graph on each. Returns it.
-
-    The graph is static, which is faster, unless ``memory_saving``: a static one keeps its memory.
-    """
+    """Initialize a network on devices, for training or for inference, as one graph on each. Returns it."""
     net.initialize(initializer, ctx=devices)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
-    backend = folding(net) if inference else None
-    if devices[0].device_type == "cpu":
-        fuse(net, to_fold=backend is not None)
-    net.hybridize(backend=backend, static_alloc=not memory_saving, static_shape=not memory_saving)
+    hybridize(net, static=not memory_saving, inference=inference)
     return net
 
 
@@ -115,7 +108,7 @@ def copy_parameters(net, evaluation_net):
     mx.nd.waitall()  # batch normalization updates its statistics without the engine knowing: reads do not wait for it
     for source, target in zip(net.collect_params().values(), evaluation_net.collect_params().values()):
         target.set_data(source.data(source.list_ctx()[0]))
-    evaluation_net._clear_cached_op()  # the graph keeps the parameters that it first saw: the next call makes another
+    forget_graph(evaluation_net)
 
 
 def train_step(net, trainer, shares, group):
