@@ -22,9 +22,13 @@ def mixup(images, targets, share):
 def smooth_labels(targets, epsilon):
     """Label smoothing: 1 - epsilon on the class, epsilon / (classes - 1) on each other one (arXiv 1812.01187, 5.2).
 
-    Shapes: (N, classes) -> (N, classes), rows that sum to 1.
+    A single class keeps all: there is no other one to give to. Shapes: (N, classes) -> (N, classes), rows that sum
+    to 1.
     """
-    others = epsilon / (targets.shape[1] - 1)
+    classes = targets.shape[1]
+    if classes == 1:
+        return targets
+    others = epsilon / (classes - 1)
     return targets * (1 - epsilon - others) + others
 
 

@@ -1,9 +1,11 @@
-"""What every test needs: MXNet set up as the scripts do it, and data to read."""
+"""What every test needs: the same surroundings wherever it is started, MXNet as the scripts set it up, data to read."""
 
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,13 @@ import pytest
 from base.runtime import prepare_mxnet
 
 prepare_mxnet()  # before any test module imports MXNet
+
+# A script's job in the background begins with Ctrl-C ignored, and nohup's with SIGHUP; what the tests start would
+# inherit that. A handler, even one that does nothing, is not inherited.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +37,14 @@ def run_script(script, *flags, **options):
     """Run a script from the repository's root; returns the finished process."""
     command = [sys.executable, script, *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def wait_until(condition, seconds=120):
+    """Wait until ``condition()`` is true, or for a time that is long even on a busy machine. Returns whether it is."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
 
 
 def assert_refused(process, *words):

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_training import assert_refused
+from tests.conftest import ROOT, assert_refused
 
 TOOLS = ["bash", "cat", "cut", "dirname", "flock", "getconf", "grep", "make", "mkdir", "sh", "sha256sum", "tar"]
 ENGINES = ["byteps", "horovod"]
@@ -27,7 +26,7 @@ esac
 def checkout(tmp_path):
     """A checkout with a .venv, and beside it the folder bin/ of all tools that the scripts use, a compiler too."""
     shutil.copytree(ROOT / "scripts", tmp_path / "checkout" / "scripts")
-    shutil.copytree(ROOT / "training", tmp_path / "checkout" / "training")
+    shutil.copytree(ROOT / "base", tmp_path / "checkout" / "base")
     for path in ROOT.glob("requirements*.txt"):
         shutil.copy(path, tmp_path / "checkout")
     write_python(tmp_path / "checkout")

@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from base.runtime import real_core_count
-from tests.conftest import ROOT
+from scripts.launch import PATIENCE
+from tests.conftest import ROOT, wait_until
+
+LIMIT = 120  # seconds after which a launcher hangs, on a machine that is busy with other things
 
 LAUNCH = [sys.executable, "scripts/launch.py"]
 SEVERAL = ["--workers", "2", "--servers", "1", "--scheduler", "127.0.0.1:9000"]
@@ -63,7 +65,7 @@ def launch(start):
 
     def run(*words, code=None):
         launcher = start(*words, code=code)
-        printed, errors = launcher.communicate(timeout=60)
+        printed, errors = launcher.communicate(timeout=LIMIT)
         return launcher.returncode, printed, errors
 
     return run
@@ -173,46 +175,87 @@ print("no line end", end="")
     assert sorted(errors.splitlines()) == sorted(f"[{rank}] warning {n}" for rank in range(3) for n in range(300))
 
 
-def test_lines_are_shown_while_the_worker_goes_on(start, monkeypatch):
+# For the code of workers: waits for a file, which stands for something that has happened.
+WAIT_FOR = """
+import os, pathlib, signal, time
+def wait_for(path):
+    until = time.monotonic() + 60
+    while not os.path.exists(path) and time.monotonic() < until:
+        time.sleep(0.01)
+    return os.path.exists(path)
+"""
+
+
+def test_lines_are_shown_while_the_worker_goes_on(start, monkeypatch, tmp_path):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    launcher = start("--num-gpus", "1", code="import time; print('at once'); time.sleep(15)")
-    began = time.monotonic()
+    read = tmp_path / "read"
+    code = f"{WAIT_FOR}print('at once')\nprint('read' if wait_for({str(read)!r}) else 'too late')"
+    launcher = start("--num-gpus", "1", code=code)
     assert launcher.stdout.readline() == "[0] at once\n"
-    assert time.monotonic() - began < 10
+    read.touch()
+    assert launcher.stdout.readline() == "[0] read\n"
 
 
-def one_that_fails(how, others="import time; time.sleep(60)"):
-    return f"import os\nif os.environ['BYTEPS_LOCAL_RANK'] == '1':\n  {how}\nelse:\n  {others}"
+@pytest.fixture
+def one_that_ends(tmp_path):
+    """Makes the code of three workers, of which rank 1 ends in some way once the others have done their first part."""
+
+    def make(how, first, then):
+        ready = [str(tmp_path / f"ready-{rank}") for rank in (0, 2)]
+        return f"""{WAIT_FOR}
+rank = os.environ["BYTEPS_LOCAL_RANK"]
+if rank == "1":
+    assert all(map(wait_for, {ready!r}))
+    {how}
+{first}
+pathlib.Path({str(tmp_path)!r}, "ready-" + rank).touch()
+{then}
+"""
+
+    return make
 
 
-IGNORE_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+IGNORE_SIGTERM = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+FOR_EVER = "while True: signal.pause()"
 
 
 @pytest.mark.parametrize(
-    "how, others, status, said",
+    "how, first, status, said",
     [
-        ("os._exit(7)", "import time; time.sleep(60)", 7, "status 7"),
-        ("os.kill(os.getpid(), 9)", "import time; time.sleep(60)", 137, "SIGKILL"),
-        ("import time; time.sleep(1); os._exit(3)", IGNORE_SIGTERM, 3, "status 3"),
+        ("os._exit(7)", "", 7, "status 7"),
+        ("os.kill(os.getpid(), 9)", "", 137, "SIGKILL"),
+        ("os._exit(3)", IGNORE_SIGTERM, 3, "status 3"),
     ],
 )
-def test_a_death_ends_the_others_within_ten_seconds(launch, how, others, status, said):
-    began = time.monotonic()
-    result = launch("--num-gpus", "3", code=one_that_fails(how, others))
+def test_a_death_ends_the_others(launch, one_that_ends, how, first, status, said):
+    result = launch("--num-gpus", "3", code=one_that_ends(how, first, FOR_EVER))
     assert result == (status, "", f"error: rank 1 ended with {said}: stopping the others\n")
-    assert time.monotonic() - began < 1 + 10 + 1
 
 
-def test_the_others_may_save_when_one_dies(launch):
-    saves = "import signal, time; signal.signal(15, lambda *_: (time.sleep(2), print('saved'), os._exit(143)))"
-    code = one_that_fails("import time; time.sleep(1); os._exit(5)", f"{saves}; time.sleep(60)")
-    status, printed, _ = launch("--num-gpus", "3", code=code)
+def test_the_others_are_given_less_than_ten_seconds():
+    assert 0 < PATIENCE < 10
+
+
+def test_the_others_may_save_when_one_dies(launch, one_that_ends):
+    saves = "signal.signal(15, lambda *_: (time.sleep(1), print('saved'), os._exit(143)))"
+    status, printed, _ = launch("--num-gpus", "3", code=one_that_ends("os._exit(5)", saves, FOR_EVER))
     assert (status, sorted(printed.splitlines())) == (5, ["[0] saved", "[2] saved"])
 
 
-def test_a_worker_that_finishes_is_no_death(launch):
-    code = one_that_fails("os._exit(0)", "import time; time.sleep(1); print('done')")
-    assert launch("--num-gpus", "2", code=code) == (0, "[0] done\n", "")
+def test_a_worker_that_finishes_is_no_death(launch, one_that_ends, tmp_path):
+    pid = str(tmp_path / "pid")
+    finish = f"open({pid + '.new'!r}, 'w').write(str(os.getpid())); os.rename({pid + '.new'!r}, {pid!r}); os._exit(0)"
+    # Rank 1 is in /proc until the launcher has seen its end.
+    go_on = f"""
+assert wait_for({pid!r})
+while os.path.exists("/proc/" + open({pid!r}).read()):
+    time.sleep(0.01)
+time.sleep(0.2)
+print("done")
+"""
+    code = one_that_ends(finish, "", go_on)
+    status, printed, errors = launch("--num-gpus", "3", code=code)
+    assert (status, sorted(printed.splitlines()), errors) == (0, ["[0] done", "[2] done"], "")
 
 
 # A worker that takes its time over each signal and ends with the status of shells, as a training does.
@@ -220,12 +263,12 @@ SIGNALLED = """
 import os, signal, time
 def end(number, _):
     print("signal", number)
-    time.sleep(float(os.environ["BYTEPS_LOCAL_RANK"]))
+    time.sleep(0.3 * float(os.environ["BYTEPS_LOCAL_RANK"]))
     os._exit(128 + number)
 signal.signal(signal.SIGINT, end)
 signal.signal(signal.SIGTERM, end)
 print("ready")
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -234,7 +277,7 @@ def test_signals_go_to_all_workers_and_their_end_is_waited_for(start, number):
     launcher = start("--num-gpus", "3", code=SIGNALLED)
     assert sorted(launcher.stdout.readline() for _ in range(3)) == [f"[{rank}] ready\n" for rank in range(3)]
     launcher.send_signal(number)
-    printed, errors = launcher.communicate(timeout=20)
+    printed, errors = launcher.communicate(timeout=LIMIT)
     assert sorted(printed.splitlines()) == [f"[{rank}] signal {int(number)}" for rank in range(3)]
     assert (launcher.returncode, errors) == (128 + number, "")
 
@@ -251,7 +294,7 @@ def note(*_):
         raise SystemExit(130)
 signal.signal(signal.SIGINT, note)
 print("ready")
-time.sleep(60)
+time.sleep(600)
 """
     launcher = start("--num-gpus", "1", code=code)
     lines = launcher.stdout
@@ -260,7 +303,7 @@ time.sleep(60)
     for count in 1, 2:
         launcher.send_signal(signal.SIGINT)
         assert lines.readline() == f"[0] count {count}\n"
-    assert launcher.wait(10) == 130
+    assert launcher.wait(LIMIT) == 130
 
 
 def only_child(launcher):
@@ -269,34 +312,29 @@ def only_child(launcher):
     return int(child)
 
 
-def alive(pid):
+def state(pid):
+    """The letter of ps, such as S for a process that waits; Z where there is none, or only its unread exit status."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"  # dead, but nobody has asked yet
+            return file.read().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
-
-
-def gone(pid, seconds=10):
-    until = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not alive(pid)
+        return "Z"
 
 
 def test_no_worker_outlives_a_launcher_that_was_killed(start):
-    launcher = start("--num-gpus", "2", code="import os, time; print(os.getpid()); time.sleep(60)")
+    launcher = start("--num-gpus", "2", code="import os, time; print(os.getpid()); time.sleep(600)")
     pids = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
-    assert all(alive(pid) for pid in pids)
+    assert all(state(pid) != "Z" for pid in pids)
     launcher.kill()
-    assert all(gone(pid) for pid in pids)
+    assert wait_until(lambda: all(state(pid) == "Z" for pid in pids))
 
 
 def test_what_a_worker_has_started_ends_with_it(launch):
-    code = "import subprocess\nprint(subprocess.Popen(['sleep', '60']).pid)"
+    code = "import subprocess\nprint(subprocess.Popen(['sleep', '600']).pid)"
     status, printed, _ = launch("--num-gpus", "1", code=code)
     assert status == 0
-    assert gone(int(printed.split()[1]))
+    pid = int(printed.split()[1])
+    assert wait_until(lambda: state(pid) == "Z")
 
 
 def test_a_command_that_does_not_exist_is_one_line(launch):
@@ -335,9 +373,9 @@ def test_ctrl_c_ends_a_server_that_is_deep_in_native_code(start, byteps, tmp_pat
     launcher = start("--role", "server", *SEVERAL)
     while launcher.stdout.readline() != "[server] deep\n":
         assert launcher.poll() is None
-    time.sleep(0.2)
+    assert wait_until(lambda: state(only_child(launcher)) == "S")
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(10) == 130
+    assert launcher.wait(LIMIT) == 130
 
 
 @pytest.fixture
@@ -396,12 +434,13 @@ def test_a_server_without_byteps_says_how_to_get_it(launch):
     assert (status, errors) == (2, "error: BytePS is not installed here: scripts/install_byteps.sh builds it\n")
 
 
-def test_help_answers_at_once():
-    began = time.monotonic()
-    done = subprocess.run([*LAUNCH, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert time.monotonic() - began < 2  # nothing heavy is imported
+def test_help_imports_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "scripts/launch.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "trusted network" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"numpy", "mxnet"}
 
 
 SHOW = "import os, sys\nprint(os.environ.get('OMP_NUM_THREADS'), *sys.argv[1:], sep='|')\n"
@@ -410,8 +449,8 @@ SHOW = "import os, sys\nprint(os.environ.get('OMP_NUM_THREADS'), *sys.argv[1:], 
 @pytest.fixture
 def script(tmp_path, environ, monkeypatch):
     """Runs train_bps.sh or train_hvd.sh, with all that they call but the check for GPUs replaced by what prints."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
-    shutil.copytree(ROOT / "training", tmp_path / "training")
+    for folder in "scripts", "base":
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "scripts" / "launch.py").write_text(SHOW)
     tools = {
         f"scripts/{name}.sh": f"#!/bin/sh\necho {name}\n" for name in ("setup", "install_byteps", "install_horovod")

@@ -20,6 +20,17 @@ def test_smoothing_puts_one_minus_epsilon_on_the_class():
     np.testing.assert_allclose(targets.asnumpy(), [[0.025, 0.025, 0.9, 0.025, 0.025]], rtol=1e-6)
 
 
+def test_smoothing_shares_out_a_mixture_too():
+    targets = smooth_labels(mx.nd.array([[0.75, 0, 0.25, 0, 0], [0, 0, 0, 0, 1]]), 0.1)
+    expected = [[0.68125, 0.025, 0.24375, 0.025, 0.025], [0.025, 0.025, 0.025, 0.025, 0.9]]
+    np.testing.assert_allclose(targets.asnumpy(), expected, rtol=1e-6)
+
+
+def test_a_single_class_has_nobody_to_give_to():
+    targets = mx.nd.ones((3, 1))
+    np.testing.assert_array_equal(smooth_labels(targets, 0.1).asnumpy(), targets.asnumpy())
+
+
 def a_batch(coordinates=(0, 0, 0)):
     images = mx.nd.random.normal(shape=(6, 3, 4, 4))
     return Batch(images, mx.nd.array([0, 1, 2, 3, 4, 0]), 6, coordinates)
@@ -27,9 +38,11 @@ def a_batch(coordinates=(0, 0, 0)):
 
 def test_smoothing_and_mixup_work_together():
     _, targets, aims = TargetTransform(5, alpha=1.0, mixup_epochs=1, epsilon=0.1, seed=3)(a_batch())
-    np.testing.assert_allclose(aims.asnumpy(), smooth_labels(targets, 0.1).asnumpy())
+    share = targets[1, 1].asscalar()  # of image 1, class 1, whose partner is image 4, class 4
+    assert 0 < share < 1
+    expected = [0.025, 0.025 + 0.875 * share, 0.025, 0.025, 0.9 - 0.875 * share]
+    np.testing.assert_allclose(aims[1].asnumpy(), expected, rtol=1e-5)
     np.testing.assert_allclose(aims.sum(axis=1).asnumpy(), np.ones(6), rtol=1e-6)
-    assert 0 < targets[1, 1].asscalar() < 1
 
 
 def test_without_either_the_batch_stays_as_it_is():
