@@ -20,6 +20,7 @@ from base.flags import (
     positive_float,
     positive_int,
 )
+from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
 
 __all__ = ["UNITS", "parse_arguments", "residual_unit", "training_parser"]
@@ -129,7 +130,7 @@ def training_parser(description, *, datasets, **defaults):
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
     group.add_argument("--batch-size", "-b", type=positive_int, default=64, help="images a step, for each device")
     group.add_argument(
-        "--optimizer", choices=["nag", "sgd"], default="nag", help="SGD with Nesterov's or with plain momentum"
+        "--optimizer", choices=list(OPTIMIZERS), default="nag", help="SGD with Nesterov's or with plain momentum"
     )
     group.add_argument("--lr", "--learning-rate", type=positive_float, default=0.1, help="full learning rate")
     group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of the updates")
