@@ -25,6 +25,46 @@ signal.pthread_sigmask(signal.SIG_SETMASK, ())
 ROOT = Path(__file__).parent.parent
 
 
+# What `scripts/test.sh --quick` leaves out, files and single tests: those that take seconds each.
+SLOW = {
+    "test_benchmark.py",
+    "test_benchmark_loaders.py",
+    "test_benchmark_sync.py",
+    "test_engines.py",
+    "test_environment.py::test_a_full_disk_ends_in_one_line_and_the_run_goes_on_with_more_room",
+    "test_environment.py::test_wherever_the_disk_is_full_the_run_can_go_on",
+    "test_fuzz.py",
+    "test_imagenet_training.py",
+    "test_launch.py::test_a_death_ends_the_others",
+    "test_launch.py::test_the_scripts_for_8_gpus_name_what_is_missing_before_they_build_anything",
+    "test_learning.py::test_a_training_learns_the_digits",
+    "test_model.py::test_every_depth_runs_forward_and_backward",
+    "test_model.py::test_every_unit_makes_a_network_that_learns",
+    "test_model.py::test_folding_gives_a_whole_plain_networks_outputs",
+    "test_model.py::test_hybridized_and_imperative_agree",
+    "test_model.py::test_masks_pool_three_two_and_one_times_and_end_in_a_sigmoid",
+    "test_model.py::test_one_network_takes_any_size_its_strides_allow",
+    "test_recomputation.py",
+    "test_resume.py::test_a_killed_run_goes_on_from_its_last_checkpoint",
+    "test_resume.py::test_a_path_is_a_run_or_one_of_its_checkpoints",
+    "test_resume.py::test_a_stopped_run_ends_as_one_that_was_not",
+    "test_runtime.py::test_mxnet_runs_with_the_thread_count_that_was_prepared",
+    "test_signals.py::test_a_second_ctrl_c_leaves_a_whole_checkpoint",
+    "test_signals.py::test_a_signal_saves_and_says_how_to_go_on",
+    "test_summary.py::test_the_table_ends_in_the_published_figures",
+    "test_summary.py::test_what_there_is_no_table_of_is_refused_in_one_line",
+    "test_sync.py",
+    "test_torture.py",
+    "test_training.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not SLOW.isdisjoint({item.path.name, f"{item.path.name}::{item.originalname}"}):
+            item.add_marker("slow")
+
+
 def shared_data_set(name):
     """The path of something in the folder of real data sets; skips the test where it is missing."""
     path = Path(os.environ.get("RAN_DATASETS", ROOT.parent / "shared" / "datasets")) / name
