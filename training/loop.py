@@ -21,16 +21,15 @@ def fit(learner, run, loaders, transform, learning_rate, epochs):
     run : training.run.run.Run
         What surrounds it, entered.
     loaders : 2 data.loader.ShardedLoader
-        Of the images to train on and of those to validate on.
+        Of the training and of the validation images.
     transform : data.mixup.TargetTransform
     learning_rate : callable
         From the step (0 is the first) to the rate.
     epochs : int
         In all.
 
-    Raises UserError where the run's files cannot be written and where a checkpoint does not fit the network or the data
-    set, Diverged where the training's numbers are finite no more, WorkerLost where the other processes do not answer,
-    and SystemExit when a signal has stopped it.
+    Raises UserError where the run's files cannot be written or its checkpoint does not fit, Diverged where numbers are
+    finite no more, WorkerLost where the other processes do not answer, and SystemExit when a signal has stopped it.
     """
     train, validation = loaders
     run.start(learner, train, transform)
