@@ -170,22 +170,7 @@ def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_br
     """
     folder, out = Path(folder), Path(out)
     classes, splits = _splits(folder, val_share)
-    changed, counts, broken = [], Counter(), []
-
-    def pairs(paths, labels):
-        """(JPEG, label) of every image that can be decoded; the others' names go to ``broken``."""
-        results = _converted(paths, (short_side, quality), workers)
-        for path, label, (content, notes) in zip(paths, labels, results):
-            name = one_line(os.path.relpath(path, folder))
-            if content is None:
-                broken.append(f"{name} ({notes[0]})")
-                changed.append(f"{name}: skipped, {notes[0]}")
-            else:
-                if notes:
-                    changed.append(f"{name}: {', '.join(notes)}")
-                    counts.update(notes)
-                yield content, label
-
+    found = _Findings(folder)
     written = {}
     try:
         with locked(out):
@@ -193,28 +178,59 @@ def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_br
                 raise UserError(f"{out} exists already: remove it or name another folder")
             with replacement(out) as new:
                 for split, (paths, labels) in splits.items():
-                    before = len(broken)
-                    write_encoded(new / f"{split}.rec", pairs(paths, labels), len(paths))
-                    written[split] = len(paths) - (len(broken) - before)
-                if broken and not skip_broken:
+                    before = len(found.broken)
+                    results = _converted(paths, (short_side, quality), workers)
+                    write_encoded(new / f"{split}.rec", found.pairs(paths, labels, results), len(paths))
+                    written[split] = len(paths) - (len(found.broken) - before)
+                if found.broken and not skip_broken:
                     raise UserError(
-                        f"{_listed(broken)} cannot be decoded: nothing was written; mend or remove "
-                        f"{'it' if len(broken) == 1 else 'them'}, or add --skip-broken"
+                        f"{_listed(found.broken)} cannot be decoded: nothing was written; mend or remove "
+                        f"{'it' if len(found.broken) == 1 else 'them'}, or add --skip-broken"
                     )
                 if not all(written.values()):
-                    raise UserError(f"not one image in {folder} can be decoded: {_listed(broken)}")
+                    raise UserError(f"not one image in {folder} can be decoded: {_listed(found.broken)}")
                 (new / CLASSES).write_text("".join(f"{name}\n" for name in classes), **TEXT)
-                (new / CHANGED).write_text("".join(f"{line}\n" for line in changed), **TEXT)
+                (new / CHANGED).write_text("".join(f"{line}\n" for line in found.changed), **TEXT)
     except BrokenProcessPool:
         raise UserError("a process that converts images was killed; fewer --workers need less memory") from None
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    converted = ", ".join(f"{count} {note}" for note, count in counts.most_common())
-    return (
-        f"{out}: {written['train']:,} images to train on, {written['val']:,} to validate, {len(classes):,} classes"
-        + (f"; converted: {converted}" if converted else "")
-        + (f"; skipped {_listed(broken)}" if broken else "")
-    )
+    images = f"{written['train']:,} images to train on, {written['val']:,} to validate, {len(classes):,} classes"
+    return f"{out}: {images}{found.summary()}"
+
+
+class _Findings:
+    """What was unusual about the images of a folder.
+
+    Attributes
+    ----------
+    changed : list of str
+        A line for every image that was converted or skipped.
+    broken : list of str
+        Names of those that cannot be decoded, each with the reason.
+    """
+
+    def __init__(self, folder):
+        self.changed, self.broken = [], []
+        self._folder, self._counts = folder, Counter()
+
+    def pairs(self, paths, labels, results):
+        """(JPEG, label) of every image that can be decoded, from what `_convert` returned for it."""
+        for path, label, (content, notes) in zip(paths, labels, results):
+            name = one_line(os.path.relpath(path, self._folder))
+            if content is None:
+                self.broken.append(f"{name} ({notes[0]})")
+                self.changed.append(f"{name}: skipped, {notes[0]}")
+            else:
+                if notes:
+                    self.changed.append(f"{name}: {', '.join(notes)}")
+                    self._counts.update(notes)
+                yield content, label
+
+    def summary(self):
+        converted = ", ".join(f"{count} {note}" for note, count in self._counts.most_common())
+        skipped = f"; skipped {_listed(self.broken)}" if self.broken else ""
+        return (f"; converted: {converted}" if converted else "") + skipped
 
 
 def _splits(folder, val_share):
