@@ -4,12 +4,12 @@ Each class here has two halves. ``draw`` makes one array for each of its ``input
 numpy Generator; another method does with them, in a DALI graph and on either device, what was drawn.
 """
 
-import io
 import struct
 
 import numpy as np
 from nvidia.dali import fn, types
-from PIL import Image
+
+from data.images import opened
 
 __all__ = ["CentreWindow", "ColourJitter", "PaddedCrop", "RandomWindow", "WholeImage"]
 
@@ -153,7 +153,8 @@ class ColourJitter:
 def aspect_ratios(encoded):
     """Width / height of encoded images: float64 (N,). Reads their headers only.
 
-    Raises ValueError for what is no image.
+    Raises ValueError for what is no image, and for one too large for Pillow, which is what reads other headers than
+    those of JPEG.
     """
     ratios = np.empty(len(encoded))
     for position, content in enumerate(encoded):
@@ -178,8 +179,5 @@ def _jpeg_size(content):
 
 
 def _image_size(content):
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.size
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"no image header: {error}") from None
+    with opened(content) as image:
+        return image.size

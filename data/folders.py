@@ -1,58 +1,118 @@
 """Photographs in one folder a class: FOLDER/CLASS/**/IMAGE."""
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from base.errors import UserError
 
-__all__ = ["FolderImages", "list_images"]
+__all__ = ["FolderImages", "list_images", "one_line"]
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+# What ends a line for one program or another, or steers a terminal.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def one_line(name):
+    """A file's name with its control characters as escapes."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 def list_images(folder):
     """The classes and images of a folder: (class names, image paths as str, labels as int), all lists.
 
     A class is a folder in ``folder``; its label is its place among their sorted names, as im2rec and others count. Its
-    images may lie deeper. Hidden files and files without an image's suffix do not count.
+    images may lie deeper, each folder counting once: links are followed, but not back to where they came from, nor to
+    another class. Hidden files and files without an image's suffix do not count.
 
-    Raises UserError where there is no class, an image outside all classes, or a class without an image.
+    Raises UserError where there is no class, an image outside all classes, a class without an image or with a name of
+    several lines, a link that leads nowhere, or an image that is no regular file.
     """
     try:
-        entries = sorted((entry for entry in os.scandir(folder) if not entry.name.startswith(".")), key=_name)
-        classes = [entry.name for entry in entries if entry.is_dir()]
-        stray = next((entry.name for entry in entries if not entry.is_dir() and _is_image(entry.name)), None)
+        folders, files = _entries(folder)
+        folders = [entry for entry in folders if not entry.name.startswith(".")]
+        classes = [entry.name for entry in folders]
+        stray = next((entry.name for entry in files if _is_image(entry.name)), None)
         if stray is not None:
-            raise UserError(f"{folder} holds images outside class folders ({stray}): sort them into FOLDER/CLASS/")
+            raise UserError(
+                f"{one_line(folder)} holds images outside class folders ({one_line(stray)}): "
+                "sort them into FOLDER/CLASS/"
+            )
         if not classes:
-            raise UserError(f"{folder} has no class folders (FOLDER/CLASS/IMAGE) in it")
+            raise UserError(f"{one_line(folder)} has no class folders (FOLDER/CLASS/IMAGE) in it")
+        root = Path(folder).resolve()
+        barred = {_identity(path) for path in [root, *root.parents, *folders]}
         paths, labels = [], []
-        for label, name in enumerate(classes):
-            found = _images_below(os.path.join(folder, name))
+        for label, entry in enumerate(folders):
+            if CONTROLS.search(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
+                raise UserError(f"the class folder {one_line(entry.path)} has a control character in its name")
+            found = _images_below(entry.path, barred)
             if not found:
-                raise UserError(f"the class folder {os.path.join(folder, name)} holds no image")
+                raise UserError(f"the class folder {one_line(entry.path)} holds no image")
             paths += found
             labels += [label] * len(found)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+        raise UserError(f"cannot read {one_line(error.filename)}: {error.strerror}") from None
     return classes, paths, labels
 
 
+def _entries(folder):
+    """The folders and the files of a folder, each a list of os.DirEntry in the order of their names' bytes.
+
+    Raises UserError for a symbolic link that leads nowhere.
+    """
+    found = [], []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=_name):
+            found[not _is_folder(entry)].append(entry)
+    return found
+
+
 def _name(entry):
-    return entry.name
+    return os.fsencode(entry.name)  # the same order in any locale
+
+
+def _is_folder(entry):
+    try:
+        if entry.is_symlink():
+            entry.stat()  # which raises what is_dir() keeps to itself
+        return entry.is_dir()
+    except OSError as error:
+        if entry.name.startswith("."):  # editors lock files with links that lead nowhere
+            return False
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise UserError(f"{one_line(entry.path)} is a symbolic link that leads nowhere") from None
+
+
+def _identity(path):
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_image(name):
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _images_below(folder):
-    paths = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        paths += [os.path.join(parent, name) for name in sorted(files) if _is_image(name)]
+def _images_below(folder, barred):
+    """Paths of the images in a folder and those below it, except in folders whose `_identity` is in ``barred``."""
+    paths, left, seen = [], [(folder, None)], set(barred)
+    while left:
+        parent, identity = left.pop()
+        if identity in seen:
+            continue
+        seen.add(identity)
+        folders, files = _entries(parent)
+        for entry in files:
+            if _is_image(entry.name):
+                if not entry.is_file():
+                    raise UserError(f"{one_line(entry.path)} is no regular file: remove it from the images")
+                paths.append(entry.path)
+        left += [(entry.path, _identity(entry.path)) for entry in reversed(folders)]  # the first is the next
     return paths
 
 
@@ -90,7 +150,16 @@ class FolderImages:
 
     def encoded(self, positions):
         """Encoded images at ``positions`` (int array): a list of 1-d uint8 arrays."""
-        try:
-            return [np.fromfile(self._paths[position], np.uint8) for position in positions]
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+        return [_content(self._paths[position]) for position in positions]
+
+    def name(self, position):
+        """What to call the image at a position in a message."""
+        return one_line(self._paths[position])
+
+
+def _content(path):
+    try:
+        return np.fromfile(path, np.uint8)
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "it is too large for the memory"
+        raise UserError(f"cannot read {one_line(path)}: {reason}") from None

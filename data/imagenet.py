@@ -8,25 +8,27 @@ which names every image that was converted or skipped.
 """
 
 import argparse
+import ctypes
 import io
 import multiprocessing
 import os
 import signal
+import sys
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
 
 from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
-from base.runtime import prepare_mxnet
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
-from data.folders import list_images
-from data.records import locked, replacement, write_encoded
+from data.folders import list_images, one_line
+from data.images import opened
+from data.records import LARGEST_IMAGE, locked, replacement, write_encoded
 
 __all__ = ["as_jpeg", "open_imagenet", "prepare"]
 
@@ -34,6 +36,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 SHOWN = 5  # file names in a message
 CLASSES, CHANGED = "classes.txt", "changed.txt"
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # of both: any file name, byte for byte, in any locale
+PER_CORE = 4  # processes that convert, at most
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
 
 # Mean and standard deviation of the training images' channels, the figures in common use times 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -61,10 +66,7 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
     data_dir = Path(data_dir)
     records = {"train": data_dir / "train.rec", "test": data_dir / "val.rec"}
     if records["train"].exists():
-        try:
-            found = len((data_dir / CLASSES).read_text().splitlines())
-        except OSError:
-            found = classes or 1000
+        found = _listed_classes(data_dir / CLASSES, classes or 1000)
     elif (data_dir / "train").is_dir():
         records = {"train": data_dir / "train", "test": data_dir / "val"}
         names, val_names = (list_images(folder)[0] for folder in records.values())
@@ -81,6 +83,19 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
         "colour": ColourJitter(MEAN, jitter, lighting),
     }
     return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, **views)
+
+
+def _listed_classes(path, default):
+    """How many classes a list of them names, or ``default`` where there is no list."""
+    try:
+        found = len(path.read_text(**TEXT).splitlines())
+    except FileNotFoundError:
+        return default
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if found == 0:
+        raise UserError(f"{path} is empty: it names the classes, one a line")
+    return found
 
 
 def as_jpeg(content, short_side=None, quality=95):
@@ -104,35 +119,35 @@ def as_jpeg(content, short_side=None, quality=95):
 
     Raises ValueError for a file that is empty, no image, or broken.
     """
-    if not content:
-        raise ValueError("empty")
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            ImageFile.LOAD_TRUNCATED_IMAGES = False  # other packages set this for the whole process
-            image.load()
-            image_format, mode, orientation = image.format, image.mode, image.getexif().get(ORIENTATION, 1)
-            if mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits a channel")
-            unusual = [] if image_format == "JPEG" else [image_format]
-            if mode in ("1", "L", "LA"):
-                unusual.append("grey")
-            elif mode not in ("RGB", "RGBA", "P"):
-                unusual.append(mode)
-            if mode in ("LA", "RGBA") or "transparency" in image.info:
-                unusual.append("alpha")
-            if orientation != 1:
-                unusual.append("EXIF orientation")
-            scale = short_side / min(image.size) if short_side else 1
-            if not unusual and mode == "RGB" and scale >= 1:
-                return content, unusual
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # the decoders of many formats, on damaged files, raise whatever happens to them
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-    if scale < 1:
-        image = image.resize([max(short_side, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return file.getvalue(), unusual
+    with opened(content, FORMATS) as image:
+        image.load()
+        unusual = _unusual(image)
+        scale = short_side / min(image.size) if short_side else 1
+        if not unusual and image.mode == "RGB" and scale >= 1:
+            return content, unusual
+        image = ImageOps.exif_transpose(image).convert("RGB")
+        if scale < 1:
+            size = [max(short_side, round(side * scale)) for side in image.size]
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=quality)
+        return file.getvalue(), unusual
+
+
+def _unusual(image):
+    """What sets an image apart from an upright JPEG in RGB, in words."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("more than 8 bits a channel")
+    unusual = [] if image.format == "JPEG" else [image.format]
+    if image.mode in ("1", "L", "LA"):
+        unusual.append("grey")
+    elif image.mode not in ("RGB", "RGBA", "P"):
+        unusual.append(image.mode)
+    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+        unusual.append("alpha")
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        unusual.append("EXIF orientation")
+    return unusual
 
 
 def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_broken=False, workers=1):
@@ -149,28 +164,13 @@ def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_br
     skip_broken : bool
         Leave out images that cannot be decoded instead of refusing them all.
     workers : int
-        Processes that decode and encode.
+        Processes that decode and encode, where there are as many images, and at most 4 a core.
 
     Raises UserError for folders that are not as expected, broken images, and an ``out`` that cannot be written.
     """
     folder, out = Path(folder), Path(out)
     classes, splits = _splits(folder, val_share)
-    changed, counts, broken = [], Counter(), []
-
-    def pairs(paths, labels):
-        """(JPEG, label) of every image that can be decoded; the others' names go to ``broken``."""
-        results = _converted(paths, (short_side, quality), workers)
-        for path, label, (content, notes) in zip(paths, labels, results):
-            name = os.path.relpath(path, folder)
-            if content is None:
-                broken.append(f"{name} ({notes[0]})")
-                changed.append(f"{name}: skipped, {notes[0]}")
-            else:
-                if notes:
-                    changed.append(f"{name}: {', '.join(notes)}")
-                    counts.update(notes)
-                yield content, label
-
+    found = _Findings(folder)
     written = {}
     try:
         with locked(out):
@@ -178,28 +178,59 @@ def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_br
                 raise UserError(f"{out} exists already: remove it or name another folder")
             with replacement(out) as new:
                 for split, (paths, labels) in splits.items():
-                    before = len(broken)
-                    write_encoded(new / f"{split}.rec", pairs(paths, labels), len(paths))
-                    written[split] = len(paths) - (len(broken) - before)
-                if broken and not skip_broken:
+                    before = len(found.broken)
+                    results = _converted(paths, (short_side, quality), workers)
+                    write_encoded(new / f"{split}.rec", found.pairs(paths, labels, results), len(paths))
+                    written[split] = len(paths) - (len(found.broken) - before)
+                if found.broken and not skip_broken:
                     raise UserError(
-                        f"{_listed(broken)} cannot be decoded: nothing was written; mend or remove "
-                        f"{'it' if len(broken) == 1 else 'them'}, or add --skip-broken"
+                        f"{_listed(found.broken)} cannot be decoded: nothing was written; mend or remove "
+                        f"{'it' if len(found.broken) == 1 else 'them'}, or add --skip-broken"
                     )
                 if not all(written.values()):
-                    raise UserError(f"not one image in {folder} can be decoded: {_listed(broken)}")
-                (new / CLASSES).write_text("".join(f"{name}\n" for name in classes))
-                (new / CHANGED).write_text("".join(f"{line}\n" for line in changed))
+                    raise UserError(f"not one image in {folder} can be decoded: {_listed(found.broken)}")
+                (new / CLASSES).write_text("".join(f"{name}\n" for name in classes), **TEXT)
+                (new / CHANGED).write_text("".join(f"{line}\n" for line in found.changed), **TEXT)
     except BrokenProcessPool:
         raise UserError("a process that converts images was killed; fewer --workers need less memory") from None
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from None
-    converted = ", ".join(f"{count} {note}" for note, count in counts.most_common())
-    return (
-        f"{out}: {written['train']:,} images to train on, {written['val']:,} to validate, {len(classes):,} classes"
-        + (f"; converted: {converted}" if converted else "")
-        + (f"; skipped {_listed(broken)}" if broken else "")
-    )
+    images = f"{written['train']:,} images to train on, {written['val']:,} to validate, {len(classes):,} classes"
+    return f"{out}: {images}{found.summary()}"
+
+
+class _Findings:
+    """What was unusual about the images of a folder.
+
+    Attributes
+    ----------
+    changed : list of str
+        A line for every image that was converted or skipped.
+    broken : list of str
+        Names of those that cannot be decoded, each with the reason.
+    """
+
+    def __init__(self, folder):
+        self.changed, self.broken = [], []
+        self._folder, self._counts = folder, Counter()
+
+    def pairs(self, paths, labels, results):
+        """(JPEG, label) of every image that can be decoded, from what `_convert` returned for it."""
+        for path, label, (content, notes) in zip(paths, labels, results):
+            name = one_line(os.path.relpath(path, self._folder))
+            if content is None:
+                self.broken.append(f"{name} ({notes[0]})")
+                self.changed.append(f"{name}: skipped, {notes[0]}")
+            else:
+                if notes:
+                    self.changed.append(f"{name}: {', '.join(notes)}")
+                    self._counts.update(notes)
+                yield content, label
+
+    def summary(self):
+        converted = ", ".join(f"{count} {note}" for note, count in self._counts.most_common())
+        skipped = f"; skipped {_listed(self.broken)}" if self.broken else ""
+        return (f"; converted: {converted}" if converted else "") + skipped
 
 
 def _splits(folder, val_share):
@@ -237,8 +268,11 @@ def _splits(folder, val_share):
 
 def _converted(paths, options, workers):
     """`_convert` of every path, in their order, by several processes that are never far ahead of what is taken."""
+    workers = max(1, min(workers, len(paths), PER_CORE * len(os.sched_getaffinity(0))))
     ahead = 16 * workers
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _leave_interrupts_to_parent) as executor:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("fork"), _follow_parent, initargs=(os.getpid(),)
+    ) as executor:
         pending = deque()
         try:
             for path in paths:
@@ -251,19 +285,25 @@ def _converted(paths, options, workers):
             executor.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts_to_parent():
+def _follow_parent(parent):
+    """Leave Ctrl-C and SIGTERM to process number ``parent``, and die when it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has died already
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _convert(path, options):
     """(JPEG, what was unusual), or (None, [what is wrong])."""
     try:
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_IMAGE:
+                raise ValueError(f"{size:,} bytes are too many for a record")
             return as_jpeg(file.read(), *options)
-    except OSError as error:
-        return None, [error.strerror]
-    except ValueError as error:
-        return None, [str(error)]
+    except (OSError, ValueError, MemoryError) as error:
+        return None, [getattr(error, "strerror", None) or str(error) or "too large for the memory"]
 
 
 def _listed(names):
@@ -288,10 +328,14 @@ def main():
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument(
-        "--workers", "-j", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes that convert"
+        "--workers",
+        "-j",
+        type=positive_int,
+        default=len(os.sched_getaffinity(0)),
+        help=f"processes that convert; not more than there are images, nor than {PER_CORE} a core",
     )
     args = parser.parse_args()
-    prepare_mxnet()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what the terminal has not
     options = {"short_side": args.resize, "quality": args.quality, "val_share": args.val_share}
     print(prepare(args.folder, args.out, skip_broken=args.skip_broken, workers=args.workers, **options))
 

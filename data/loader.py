@@ -5,6 +5,7 @@ given the choices with the bytes, and itself only decodes, cuts and normalizes, 
 """
 
 import functools
+import re
 from collections import namedtuple
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nvidia.dali.plugin.mxnet import feed_ndarray
 
 from base.errors import UserError
 from data.folders import FolderImages
+from data.images import fault
 from data.randomness import generator
 from data.records import Records
 
@@ -98,13 +100,9 @@ class Loader:
         for step in range(first_step, self.steps):
             if self._due != (epoch, step):
                 self._start(epoch, step)
-            images = self._run()
+            images = self._run(epoch, step)
             positions, count = self._positions(epoch, step)
-            labels = self._records.labels(positions)
-            if not (labels < self._dataset.classes).all():
-                raise UserError(
-                    f"{self._records.path} has a label {labels.max():g}, and there are {self._dataset.classes} classes"
-                )
+            labels = self._labels(positions)
             self._due = self._after(epoch, step)
             yield Batch(images, mx.nd.array(labels, ctx=self._context), count, (epoch, step, self._shard))
 
@@ -125,16 +123,42 @@ class Loader:
         )
         self._pipeline.build()
 
-    def _run(self):
+    def _labels(self, positions):
+        """Labels at ``positions``. Raises UserError where one is no class's number."""
+        labels, classes = self._records.labels(positions), self._dataset.classes
+        right = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))  # not a number is none of it
+        if not right.all():
+            wrong = right.argmin()
+            raise UserError(
+                f"{self._records.name(positions[wrong])} has the label "
+                f"{np.format_float_positional(labels[wrong], trim='-')}: "
+                f"a label is a whole number from 0 to {classes - 1}, as there are {classes} classes"
+            )
+        return labels
+
+    def _run(self, epoch, step):
+        """The images of the pipeline's next batch, which is that of (epoch, step)."""
         try:
             (images,) = self._pipeline.run()
+            tensor = images.as_tensor()
         except (RuntimeError, ValueError) as error:
-            reason = next((line for line in str(error).splitlines() if "rror" in line), str(error)).strip()
-            raise UserError(f"{self._records.path} holds an image that cannot be decoded: {reason}") from None
-        tensor = images.as_tensor()
+            raise self._explained(error, epoch, step) from None
         array = mx.nd.empty(tensor.shape(), ctx=self._context)
         feed_ndarray(tensor, array)
         return array
+
+    def _explained(self, error, epoch, step):
+        """A `UserError` for what DALI raised, which names no image: one of those fed from (epoch, step) on."""
+        while (epoch, step) != self._fed:
+            for position in self._positions(epoch, step)[0]:
+                (content,) = self._records.encoded([position])
+                reason = fault(content)
+                if reason:
+                    return UserError(f"{self._records.name(position)} cannot be decoded: {reason}")
+            epoch, step = self._after(epoch, step)
+        reason = re.sub(r".*encountered:\s*(Error in thread \d+: )?(\[\S*\] )*", "", str(error), flags=re.DOTALL)
+        reason = reason.strip().partition("\n")[0]
+        return UserError(f"a batch of {self._records.path} cannot be decoded: {reason or type(error).__name__}")
 
     def _feed(self):
         """DALI asks for its next batch: hand it over and move on."""

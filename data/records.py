@@ -5,12 +5,15 @@ The format is MXNet's own, as its im2rec writes it: every record is a header wit
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
+import stat
 import struct
 import tempfile
 import warnings
+from fnmatch import fnmatch
 from pathlib import Path
 
 import cv2
@@ -20,20 +23,32 @@ from tqdm import tqdm
 from base.errors import UserError
 from base.files import file_digest
 
-__all__ = ["Records", "ensure_records", "locked", "replacement", "write_encoded", "write_records"]
+__all__ = [
+    "LARGEST_IMAGE",
+    "Records",
+    "ensure_records",
+    "locked",
+    "replacement",
+    "require_data_folder",
+    "write_encoded",
+    "write_records",
+]
 
 FORMAT_VERSION = 1  # of what `ensure_records` writes; raising it makes older folders stale
 MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished"  # a file in a folder that is being written
+DATA_SETS = ("records", "cifar*", "imagenet*", "*.rec")  # what a folder of data sets has in it, one or another
 
 # RecordIO: a magic word; a word of 3 bits that say whether the record is whole or a part, and 29 bits of length; the
 # payload, padded to whole words. MXNet's payload: number of extra labels, label, two ids of 8 bytes, extra labels,
 # image.
 MAGIC = 0xCED7230A
 LENGTH_BITS = 29
-WHOLE, LAST_PART = 0, 3
+WHOLE, FIRST_PART, MIDDLE_PART, LAST_PART = range(4)
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 LABEL = struct.Struct("<f")
+LARGEST_IMAGE = (1 << LENGTH_BITS) - 1 - HEADER.size  # bytes
 
 
 class Records:
@@ -55,6 +70,9 @@ class Records:
     def __init__(self, path, limit=None):
         self.path = Path(path)
         try:
+            for file in (self.path, self.path.with_suffix(".idx")):
+                if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
+                    raise ValueError(f"{file} is no regular file")
             self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115
             size = os.fstat(self._file.fileno()).st_size
             with warnings.catch_warnings():
@@ -78,6 +96,10 @@ class Records:
     def encoded(self, positions):
         """Encoded images at ``positions`` (int array): a list of 1-d uint8 arrays."""
         return [self._image(self._offsets[position], self._ends[position]) for position in positions]
+
+    def name(self, position):
+        """What to call the record at a position in a message."""
+        return f"record {position} of {self.path}"
 
     def _label(self, offset):
         content = self._read(offset, FRAME.size + HEADER.size + LABEL.size)
@@ -148,16 +170,45 @@ def write_records(path, samples, total=None):
 def write_encoded(path, samples, total=None):
     """Write (encoded image, label) pairs, bytes and int, to ``path`` (.rec) and its .idx file.
 
-    ``total`` is for the progress bar. Not atomic by itself: `replacement` is.
+    ``total`` is for the progress bar. Not atomic by itself: `replacement` is. The bytes are those of MXNet's writer,
+    which takes no path but one in UTF-8 and does not say when the disk is full. An image has `LARGEST_IMAGE` bytes at
+    most.
     """
-    import mxnet as mx  # late: a command of this package can call prepare_mxnet first
-
     path = Path(path)
-    writer = mx.recordio.MXIndexedRecordIO(str(path.with_suffix(".idx")), str(path), "w")
-    with contextlib.closing(writer):
-        bar = tqdm(samples, total=total, desc=f"writing {path.name}", unit=" images", leave=False, disable=None)
+    bar = tqdm(samples, total=total, desc=f"writing {path.name}", unit=" images", leave=False, disable=None)
+    with open(path, "wb") as records, open(path.with_suffix(".idx"), "w", encoding="ascii") as index:
         for position, (encoded, label) in enumerate(bar):
-            writer.write_idx(position, mx.recordio.pack(mx.recordio.IRHeader(0, label, position, 0), encoded))
+            index.write(f"{position}\t{records.tell()}\n")
+            records.writelines(_framed(HEADER.pack(0, label, position, 0) + encoded))
+
+
+def _framed(payload):
+    """The pieces that a payload is in a file: parts, each after its frame, that end where the magic word would be."""
+    magic, start, kind = FRAME.pack(MAGIC, 0)[:4], 0, FIRST_PART
+    place = payload.find(magic)
+    while place >= 0:
+        if place % 4 == 0:  # only whole words are taken for it
+            yield FRAME.pack(MAGIC, kind << LENGTH_BITS | place - start)
+            yield payload[start:place]
+            start, kind = place + 4, MIDDLE_PART
+        place = payload.find(magic, max(start, place + 1))
+    yield FRAME.pack(MAGIC, (LAST_PART if start else WHOLE) << LENGTH_BITS | len(payload) - start)
+    yield payload[start:]
+    yield bytes(-len(payload) % 4)
+
+
+def require_data_folder(folder):
+    """Raise UserError for a folder that holds something but no data set: nothing is to be written there."""
+    try:
+        names = [path.name for path in Path(folder).iterdir()]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot read the folder of data sets {folder}: {error.strerror}") from None
+    if not any(fnmatch(name, pattern) for name in names for pattern in DATA_SETS) and any(
+        not name.startswith(".") and name != "lost+found" for name in names
+    ):
+        raise UserError(f"{folder} holds other things than data sets: name a new or empty folder with --data-dir")
 
 
 def ensure_records(folder, source, splits):
@@ -176,9 +227,10 @@ def ensure_records(folder, source, splits):
     """
     folder = Path(folder)
     try:
-        with locked(folder):
-            if not _is_current(folder, source):
-                _write_folder(folder, source, splits)
+        if not _is_current(folder, source):
+            with locked(folder):
+                if not _is_current(folder, source):  # nor has another process written them meanwhile
+                    _write_folder(folder, source, splits)
     except OSError as error:
         raise UserError(f"cannot write the records in {folder}: {error.strerror or error}") from None
     return {split: folder / f"{split}.rec" for split in splits}
@@ -201,18 +253,27 @@ def _write_folder(folder, source, splits):
         for split, samples in splits.items():
             pairs, total = samples()
             write_records(new / f"{split}.rec", pairs, total)
-        files = {file.name: file_digest(file) for file in sorted(new.iterdir())}
+        names = sorted(f"{split}{suffix}" for split in splits for suffix in (".idx", ".rec"))
+        files = {name: file_digest(new / name) for name in names}
         manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def replacement(folder):
-    """A new folder that takes the place of ``folder`` when all went well, and vanishes when not."""
+    """A new folder that takes the place of ``folder`` when all went well, and vanishes when not.
+
+    Only for whoever has ``folder`` `locked`: those that killed processes have left behind vanish first.
+    """
     folder = Path(folder)
+    for stale in folder.parent.glob(glob.escape(folder.name) + ".new-" + "[a-z0-9_]" * 8):
+        if (stale / UNFINISHED).exists():
+            shutil.rmtree(stale, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=folder.name + ".new-", dir=folder.parent))
     try:
+        (new / UNFINISHED).touch()
         yield new
+        (new / UNFINISHED).unlink()
         new.chmod(0o755)  # mkdtemp's folders are private
         if folder.exists():
             shutil.rmtree(folder)
@@ -223,9 +284,28 @@ def replacement(folder):
 
 @contextlib.contextmanager
 def locked(path):
-    """Hold ``path``'s lock file, PATH.lock, so that several processes prepare the same data one after the other."""
+    """Hold ``path``'s lock file, PATH.lock, so that several processes prepare the same data one after the other.
+
+    Whoever holds it removes it at the end. A folder's own descriptor would need no file, but network file systems lock
+    only what is open for writing.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / (path.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    name = path.parent / (path.name + ".lock")
+    held = False
+    while not held:
+        with open(name, "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = _is_at(lock, name)  # or it is that of a process which has ended since, and no other's lock
+            if held:
+                try:
+                    yield
+                finally:
+                    name.unlink(missing_ok=True)
+
+
+def _is_at(file, path):
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

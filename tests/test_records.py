@@ -1,6 +1,11 @@
 """RecordIO files: MXNet's own format, written whole or not at all, rewritten when damaged or stale."""
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
 
 import cv2
 import mxnet as mx
@@ -8,7 +13,21 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.records import MAGIC, MANIFEST, Records, ensure_records, write_records
+from data.cifar import open_cifar
+from data.digits import open_digits
+from data.records import (
+    MAGIC,
+    MANIFEST,
+    UNFINISHED,
+    Records,
+    ensure_records,
+    locked,
+    replacement,
+    require_data_folder,
+    write_encoded,
+    write_records,
+)
+from tests.conftest import ROOT, assert_refused
 
 
 def some_images(count=5, seed=0):
@@ -149,10 +168,127 @@ def test_an_interrupted_write_leaves_the_old_records_and_nothing_else(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ensure_records(tmp_path / "set", {"version": 2}, {"train": lambda: (interrupted(), 5)})
     assert paths["train"].read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"set", "set.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"set"}
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         ensure_records(tmp_path / "file" / "set", {}, Splits())
+
+
+def test_the_bytes_are_those_of_mxnets_writer(tmp_path):
+    magic = MAGIC.to_bytes(4, "little")
+    payloads = [b"", b"1", b"1234", magic, magic * 3, b".." + magic, b"...." + magic + b"...", b".." + magic * 2 + b"."]
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        pieces = [magic, magic[:2], magic[2:], b"."]
+        payloads.append(b"".join(pieces[i] for i in draw.integers(0, 4, draw.integers(1, 30))))
+    write_encoded(tmp_path / "a.rec", zip(payloads, range(len(payloads))))
+    writer = mx.recordio.MXIndexedRecordIO(str(tmp_path / "b.idx"), str(tmp_path / "b.rec"), "w")
+    for key, payload in enumerate(payloads):
+        writer.write_idx(key, mx.recordio.pack(mx.recordio.IRHeader(0, key, key, 0), payload))
+    writer.close()
+    for suffix in (".rec", ".idx"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    read = Records(tmp_path / "a.rec").encoded(np.arange(len(payloads)))
+    assert [payload.tobytes() for payload in read] == payloads
+
+
+def test_a_full_disk_is_told():
+    with pytest.raises(OSError, match="No space left"):
+        write_encoded("/dev/full", [(b"." * 100_000, 0)] * 3)
+
+
+@pytest.mark.parametrize("suffix", [".rec", ".idx"])
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    write_records(tmp_path / "a.rec", some_images())
+    (tmp_path / f"a{suffix}").unlink()
+    os.mkfifo(tmp_path / f"a{suffix}")
+    open_records = "import sys; from data.records import Records; Records(sys.argv[1])"
+    process = run_python(open_records, tmp_path / "a.rec")
+    assert f"a{suffix} is no regular file" in process.stderr
+
+
+def run_python(code, *arguments, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+HOLD = """
+import os, sys, time
+from data.records import locked
+folder, rounds = sys.argv[1], int(sys.argv[2])
+for _ in range(rounds):
+    with locked(folder + "/set"):
+        os.mkdir(folder + "/held")  # which fails where another process is in here too
+        time.sleep(0.001)
+        os.rmdir(folder + "/held")
+"""
+
+
+def test_one_process_at_a_time_holds_a_lock_and_leaves_no_file(tmp_path):
+    command = [sys.executable, "-c", HOLD, tmp_path, "200"]
+    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_file_that_a_killed_process_left_is_nobodys(tmp_path):
+    (tmp_path / "set.lock").touch()
+    with locked(tmp_path / "set"):
+        assert (tmp_path / "set.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_whole_records_are_read_without_a_change_to_their_folder(tmp_path):
+    ensure_records(tmp_path / "set", {"version": 1}, Splits())
+    before = tmp_path.stat().st_mtime_ns
+    ensure_records(tmp_path / "set", {"version": 1}, Splits())
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def test_what_killed_processes_left_vanishes_and_nothing_else(tmp_path):
+    kept = ["set.new-mine", "set.new-december", "other.new-abcdefgh", "set.new-b.new-abcdefgh"]
+    for name in ["set.new-abcdefgh", *kept]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.rec").touch()
+        if name != "set.new-december":  # somebody's own, and whole
+            (tmp_path / name / UNFINISHED).touch()
+    with replacement(tmp_path / "set") as new:
+        (new / "file").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"set", *kept}
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("open_set", [open_digits, partial(open_cifar, "cifar10")])
+def test_nothing_is_written_to_a_folder_of_other_things(tmp_path, open_set):
+    (tmp_path / "passwd").write_text("of value")
+    before = tmp_path.stat().st_mtime_ns
+    with pytest.raises(UserError, match="holds other things than data sets.*--data-dir"):
+        open_set(tmp_path)
+    assert tmp_path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="cannot read the folder of data sets"):
+        open_set(tmp_path / "passwd")
+
+
+@pytest.mark.parametrize("held", [[], [".gitkeep"], ["lost+found"], ["notes.txt", "records"], ["imagenet", "log"]])
+def test_folders_of_data_sets_are_known(tmp_path, held):
+    for name in held:
+        (tmp_path / name).mkdir()
+    require_data_folder(tmp_path)
+    require_data_folder(tmp_path / "to be made")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_without_the_right_to_write_is_named_in_one_line():
+    code = "import sys; from data.digits import open_digits; from base.errors import run_command\n"
+    code += "import sklearn.datasets, sklearn.model_selection\nrun_command(lambda: open_digits(sys.argv[1]))"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o555)
+        code = "import os\n" + code.replace("run_command(lambda", "os.setuid(65534)\nrun_command(lambda", 1)
+        process = run_python(code, folder)
+        assert not os.listdir(folder)
+    assert_refused(process, "cannot write the records", "Permission denied")
