@@ -10,7 +10,7 @@ from base.errors import UserError
 from base.files import file_digest
 from data.dataset import Dataset
 from data.download import download, unpack
-from data.records import ensure_records, locked, require_data_folder
+from data.records import ensure_records, locked
 
 __all__ = ["cifar_archives", "open_cifar", "open_cifar10", "open_cifar100", "read_rows"]
 
@@ -57,7 +57,6 @@ def open_cifar(name, data_dir):
     Raises UserError where files are missing and cannot be fetched, or are not in the official layout.
     """
     data_dir = Path(data_dir)
-    require_data_folder(data_dir)
     archive = cifar_archives[name]
     folder = data_dir / archive.folder
     _ensure_binary_files(name, archive, data_dir)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from data.dataset import Dataset
-from data.records import ensure_records, require_data_folder
+from data.records import ensure_records
 
 __all__ = ["open_digits"]
 
@@ -20,7 +20,6 @@ def open_digits(data_dir):
 
     Written to ``data_dir``/records/digits; raises UserError where that cannot be done.
     """
-    require_data_folder(data_dir)
     source = {"package": "scikit-learn", "version": version("scikit-learn")}
     splits = {"train": lambda: _split("train"), "test": lambda: _split("test")}
     records = ensure_records(Path(data_dir) / "records" / "digits", source, splits)

@@ -20,7 +20,7 @@ from data.images import fault
 from data.randomness import generator
 from data.records import Records
 
-__all__ = ["Batch", "Loader", "ShardedLoader"]
+__all__ = ["Batch", "Loader", "LoaderOptions", "Shard", "ShardedLoader"]
 
 Batch = namedtuple("Batch", ["images", "labels", "count", "coordinates"])
 Batch.__doc__ = """One device's share of a step.
@@ -32,6 +32,24 @@ count : int
 coordinates : (epoch, step, shard)
     Where in the training the batch stands.
 """
+
+
+LoaderOptions = namedtuple("LoaderOptions", ["batch_size", "seed", "threads", "limit"], defaults=[2, None])
+LoaderOptions.__doc__ = """How images are read.
+
+batch_size : int
+    Images a batch, for each device.
+seed : int
+threads : int
+    CPU threads that decode, for each device.
+limit : int or None
+    Only the first so many images of the set exist.
+"""
+
+Shard = namedtuple("Shard", ["index", "count"], defaults=[0, 1])
+Shard.__doc__ = """Which share of a set, of how many."""
+
+WHOLE = Shard()
 
 
 class Loader:
@@ -47,19 +65,12 @@ class Loader:
     dataset : data.dataset.Dataset
     split : str
         "train" or "test".
-    batch_size : int
-        Images a batch.
+    options : LoaderOptions
     context : mxnet.Context
         Where batches are put; on a GPU, DALI decodes and augments there too.
-    seed : int
     training : bool
         Shuffle and augment.
-    shard, num_shards : int
-        Which share of the set, of how many.
-    threads : int
-        CPU threads that decode.
-    limit : int, optional
-        Only the first so many images of the set exist.
+    shard : Shard
 
     Attributes
     ----------
@@ -71,25 +82,20 @@ class Loader:
     Raises UserError for records that cannot be read and for a set smaller than one batch a shard.
     """
 
-    def __init__(
-        self, dataset, split, batch_size, context, *, seed, training, shard=0, num_shards=1, threads=2, limit=None
-    ):
+    def __init__(self, dataset, split, options, context, training, shard=WHOLE):
         self._dataset, self._training = dataset, training
         self._crop = dataset.training_crop if training else dataset.validation_crop
         self._colour = dataset.colour if training else None
         path = Path(dataset.records[split])
-        self._records = FolderImages(path, limit) if path.is_dir() else Records(path, limit)
-        self._batch_size, self._context, self._threads = batch_size, context, threads
-        self._seed, self._shard, self._num_shards = seed, shard, num_shards
+        self._records = FolderImages(path, options.limit) if path.is_dir() else Records(path, options.limit)
+        self._options, self._context, self._shard = options, context, shard
         self.num_images = len(self._records)
-        if training:
-            self.steps = self.num_images // (batch_size * num_shards)
-        else:
-            self.steps = -(-self.num_images // (batch_size * num_shards))
+        images = options.batch_size * shard.count  # a step, over all shards
+        self.steps = self.num_images // images if training else -(-self.num_images // images)
         if self.steps == 0:
             raise UserError(
-                f"{dataset.name} has {self.num_images} images to train on, too few for a batch of {batch_size} "
-                f"on each of {num_shards} devices: choose a smaller --batch-size"
+                f"{dataset.name} has {self.num_images} images to train on, too few for a batch of {options.batch_size} "
+                f"on each of {shard.count} devices: choose a smaller --batch-size"
             )
         self._order = functools.lru_cache(maxsize=2)(self._order)  # DALI reads ahead into the next epoch
         self._pipeline = None
@@ -104,7 +110,7 @@ class Loader:
             positions, count = self._positions(epoch, step)
             labels = self._labels(positions)
             self._due = self._after(epoch, step)
-            yield Batch(images, mx.nd.array(labels, ctx=self._context), count, (epoch, step, self._shard))
+            yield Batch(images, mx.nd.array(labels, ctx=self._context), count, (epoch, step, self._shard.index))
 
     def _start(self, epoch, step):
         self._fed = (epoch, step)
@@ -116,8 +122,8 @@ class Loader:
             colour=self._colour,
             training=self._training,
             decoder="mixed" if on_gpu else "cpu",
-            batch_size=self._batch_size,
-            num_threads=self._threads,
+            batch_size=self._options.batch_size,
+            num_threads=self._options.threads,
             device_id=self._context.device_id if on_gpu else None,
             prefetch_queue_depth=2,
         )
@@ -170,7 +176,7 @@ class Loader:
         """What DALI needs for a batch: encoded images and what was drawn for them."""
         positions, _ = self._positions(epoch, step)
         encoded = self._records.encoded(positions)
-        draw = generator(self._seed, "augmentation", epoch, step, self._shard)
+        draw = generator(self._options.seed, "augmentation", epoch, step, self._shard.index)
         inputs = [encoded, *self._crop.draw(encoded, draw)]
         if self._training:
             mirrored = draw.integers(0, 2, len(positions), dtype=np.int32)
@@ -185,15 +191,16 @@ class Loader:
     def _order(self, epoch):
         """This shard's positions in the order an epoch reads them."""
         if self._training:
-            everything = generator(self._seed, "order", epoch).permutation(self.num_images)
+            everything = generator(self._options.seed, "order", epoch).permutation(self.num_images)
         else:
             everything = np.arange(self.num_images)
-        return everything[self._shard :: self._num_shards]
+        return everything[self._shard.index :: self._shard.count]
 
     def _positions(self, epoch, step):
         """The batch's positions in the records, (batch_size,), and how many of them count."""
-        chosen = self._order(epoch)[step * self._batch_size : (step + 1) * self._batch_size]
-        return np.pad(chosen, (0, self._batch_size - len(chosen))), len(chosen)
+        size = self._options.batch_size
+        chosen = self._order(epoch)[step * size : (step + 1) * size]
+        return np.pad(chosen, (0, size - len(chosen))), len(chosen)
 
 
 class ShardedLoader:
@@ -201,12 +208,12 @@ class ShardedLoader:
 
     Parameters
     ----------
-    dataset, split, batch_size, options
+    dataset, split, options, training
         Of every `Loader`.
     contexts : list of mxnet.Context
         This process's devices.
-    rank, size : int
-        Which worker this process is, of how many with as many devices each.
+    shard : Shard
+        Which process this is, of how many with as many devices each.
 
     Attributes
     ----------
@@ -219,15 +226,15 @@ class ShardedLoader:
         Images a step, over all devices of all workers.
     """
 
-    def __init__(self, dataset, split, batch_size, contexts, *, rank=0, size=1, **options):
-        num_shards = size * len(contexts)
+    def __init__(self, dataset, split, options, contexts, training, shard=WHOLE):
+        count = shard.count * len(contexts)
         self._loaders = [
-            Loader(dataset, split, batch_size, context, shard=shard, num_shards=num_shards, **options)
-            for shard, context in enumerate(contexts, rank * len(contexts))
+            Loader(dataset, split, options, context, training, Shard(index, count))
+            for index, context in enumerate(contexts, shard.index * len(contexts))
         ]
         self.dataset = dataset
         self.steps, self.num_images = self._loaders[0].steps, self._loaders[0].num_images
-        self.batch_size = batch_size * num_shards
+        self.batch_size = options.batch_size * count
 
     def epoch(self, epoch, first_step=0):
         """Iterate over an epoch's steps: tuples of one `Batch` for each device."""

@@ -13,7 +13,6 @@ import stat
 import struct
 import tempfile
 import warnings
-from fnmatch import fnmatch
 from pathlib import Path
 
 import cv2
@@ -29,7 +28,6 @@ __all__ = [
     "ensure_records",
     "locked",
     "replacement",
-    "require_data_folder",
     "write_encoded",
     "write_records",
 ]
@@ -37,7 +35,6 @@ __all__ = [
 FORMAT_VERSION = 1  # of what `ensure_records` writes; raising it makes older folders stale
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # a file in a folder that is being written
-DATA_SETS = ("records", "cifar*", "imagenet*", "*.rec")  # what a folder of data sets has in it, one or another
 
 # RecordIO: a magic word; a word of 3 bits that say whether the record is whole or a part, and 29 bits of length; the
 # payload, padded to whole words. MXNet's payload: number of extra labels, label, two ids of 8 bytes, extra labels,
@@ -195,20 +192,6 @@ def _framed(payload):
     yield FRAME.pack(MAGIC, (LAST_PART if start else WHOLE) << LENGTH_BITS | len(payload) - start)
     yield payload[start:]
     yield bytes(-len(payload) % 4)
-
-
-def require_data_folder(folder):
-    """Raise UserError for a folder that holds something but no data set: nothing is to be written there."""
-    try:
-        names = [path.name for path in Path(folder).iterdir()]
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UserError(f"cannot read the folder of data sets {folder}: {error.strerror}") from None
-    if not any(fnmatch(name, pattern) for name in names for pattern in DATA_SETS) and any(
-        not name.startswith(".") and name != "lost+found" for name in names
-    ):
-        raise UserError(f"{folder} holds other things than data sets: name a new or empty folder with --data-dir")
 
 
 def ensure_records(folder, source, splits):

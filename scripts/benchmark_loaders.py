@@ -44,9 +44,11 @@ def ours(folder, cores, batch_size):
     import mxnet as mx
 
     from data.imagenet import open_imagenet
-    from data.loader import Loader
+    from data.loader import Loader, LoaderOptions
 
-    loader = Loader(open_imagenet(folder), "train", batch_size, mx.cpu(), seed=0, training=True, threads=cores)
+    loader = Loader(
+        open_imagenet(folder), "train", LoaderOptions(batch_size, seed=0, threads=cores), mx.cpu(), training=True
+    )
     for epoch in itertools.count():
         yield sum(_arrived(batch.images) for batch in loader.epoch(epoch))
 

@@ -117,7 +117,7 @@ def test_record_folders_are_written_anew(tmp_path, damage, which):
 @fuzzed(20)
 @given(damage=damages)
 def test_images_that_are_read_in_a_training(tmp_path, digits, damage):
-    from data.loader import Loader
+    from data.loader import Loader, LoaderOptions
 
     for name in ("train.rec", "train.idx"):
         shutil.copy(digits.records["train"].with_name(name), tmp_path / name)
@@ -128,7 +128,7 @@ def test_images_that_are_read_in_a_training(tmp_path, digits, damage):
 
     dataset = digits._replace(records={"train": path})
     with one_line_at_most():
-        batches = list(Loader(dataset, "train", 4, mx.cpu(), seed=1, training=False, limit=24).epoch(0))
+        batches = list(Loader(dataset, "train", LoaderOptions(4, seed=1, limit=24), mx.cpu(), training=False).epoch(0))
         assert all(batch.images.shape == (4, 3, 32, 32) for batch in batches)
 
 

@@ -18,7 +18,7 @@ from base.errors import UserError
 from data.augmentation import aspect_ratios
 from data.folders import FolderImages, list_images
 from data.imagenet import as_jpeg, open_imagenet, prepare
-from data.loader import Loader
+from data.loader import Loader, LoaderOptions
 from data.records import Records, write_encoded
 from tests.conftest import ROOT, assert_refused
 from tests.test_imagenet import encoded, make_folders, smooth_image
@@ -53,7 +53,7 @@ def refusal(call, *arguments, **options):
 
 
 def read(dataset, training, batch_size=2):
-    list(Loader(dataset, "train", batch_size, mx.cpu(), seed=0, training=training).epoch(0))
+    list(Loader(dataset, "train", LoaderOptions(batch_size, seed=0), mx.cpu(), training=training).epoch(0))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -156,9 +156,11 @@ def test_folders_may_lie_deeper_than_python_recurses(tmp_path):
             os.mkdir("d")
             os.chdir("d")
         open("9.jpg", "wb").close()
+        os.chdir(before)
+        assert len(list_images(train)[1]) == 7
     finally:
         os.chdir(before)
-    assert len(list_images(train)[1]) == 7
+        subprocess.run(["rm", "-r", train / "ant" / "d"], check=True)  # which pytest's own cleaning cannot
 
 
 @pytest.mark.parametrize("name, target", [("x.jpg", "x.jpg"), ("x.jpg", "gone"), ("more", "more"), ("more", "gone")])

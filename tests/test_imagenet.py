@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from base.errors import UserError
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow, aspect_ratios
 from data.imagenet import MEAN, STD, as_jpeg, open_imagenet, prepare
-from data.loader import Loader
+from data.loader import Loader, LoaderOptions
 from data.records import Records
 from tests.conftest import ROOT
 
@@ -207,7 +207,11 @@ def test_mxnets_own_reader_reads_what_is_written(tmp_path):
     (batch,) = reader
     assert sorted(batch.label[0].asnumpy()) == [0] * 6 + [1] * 3 and batch.pad == 0
     ours = Loader(
-        open_imagenet(tmp_path / "out", size=32, crop_ratio=1.0), "train", 9, mx.cpu(), seed=0, training=False
+        open_imagenet(tmp_path / "out", size=32, crop_ratio=1.0),
+        "train",
+        LoaderOptions(9, seed=0),
+        mx.cpu(),
+        training=False,
     )
     (mine,) = ours.epoch(0)
     pixels = mine.images.asnumpy() * np.reshape(STD, (1, 3, 1, 1)) + np.reshape(MEAN, (1, 3, 1, 1))
@@ -239,7 +243,7 @@ def test_records_of_im2rec_are_read(im2rec):
     folder, images = im2rec
     dataset = open_imagenet(folder, size=40, crop_ratio=0.8)
     assert dataset.classes == 1000
-    (batch,) = Loader(dataset, "test", 6, mx.cpu(), seed=0, training=False).epoch(0)
+    (batch,) = Loader(dataset, "test", LoaderOptions(6, seed=0), mx.cpu(), training=False).epoch(0)
     assert batch.labels.asnumpy().tolist() == [0, 1, 2, 3, 4, 5]
     pixels = batch.images.asnumpy() * np.reshape(STD, (1, 3, 1, 1)) + np.reshape(MEAN, (1, 3, 1, 1))
     for shown, image in zip(pixels, images):
@@ -255,9 +259,12 @@ def test_class_folders_are_read_as_they_are(tmp_path):
     folder = make_folders(tmp_path)
     dataset = open_imagenet(folder, size=32)
     assert dataset.classes == 2
-    seen = [batch.labels.asnumpy() for batch in Loader(dataset, "train", 3, mx.cpu(), seed=0, training=True).epoch(0)]
+    seen = [
+        batch.labels.asnumpy()
+        for batch in Loader(dataset, "train", LoaderOptions(3, seed=0), mx.cpu(), training=True).epoch(0)
+    ]
     assert sorted(np.concatenate(seen)) == [0, 0, 0, 1, 1, 1]
-    limited = Loader(dataset, "test", 2, mx.cpu(), seed=0, training=False, limit=2)
+    limited = Loader(dataset, "test", LoaderOptions(2, seed=0, limit=2), mx.cpu(), training=False)
     assert [batch.labels.asnumpy().tolist() for batch in limited.epoch(0)] == [[0, 1]]  # of every class
 
 
@@ -269,7 +276,7 @@ def test_what_cannot_be_opened_is_named(tmp_path, im2rec):
     with pytest.raises(UserError, match="--classes 3: .* has 2 classes"):
         open_imagenet(folder, classes=3)
     with pytest.raises(UserError, match=r"record 2 of .*val\.rec has the label 2: .* 0 to 1, as there are 2 classes"):
-        list(Loader(open_imagenet(folder), "test", 6, mx.cpu(), seed=0, training=False).epoch(0))
+        list(Loader(open_imagenet(folder), "test", LoaderOptions(6, seed=0), mx.cpu(), training=False).epoch(0))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -280,7 +287,7 @@ def test_a_broken_record_is_an_error_in_one_line(im2rec, training):
     content[start : start + 200] = b"\1" * 200
     (folder / "train.rec").write_bytes(content)
     with pytest.raises(UserError, match=r"record 0 of .*train\.rec cannot be decoded") as raised:
-        list(Loader(open_imagenet(folder), "train", 6, mx.cpu(), seed=0, training=training).epoch(0))
+        list(Loader(open_imagenet(folder), "train", LoaderOptions(6, seed=0), mx.cpu(), training=training).epoch(0))
     assert "\n" not in str(raised.value)
 
 
@@ -316,7 +323,7 @@ def test_an_image_no_window_fits_into_shows_its_middle():
 def test_a_window_shows_that_part_of_the_image(tmp_path):
     folder = make_folders(tmp_path, count=4)
     dataset = open_imagenet(folder, size=32, lighting=0.0)
-    loader = Loader(dataset, "train", 8, mx.cpu(), seed=3, training=True)
+    loader = Loader(dataset, "train", LoaderOptions(8, seed=3), mx.cpu(), training=True)
     (batch,) = loader.epoch(0)
     contents, starts, extents, mirrored, _ = loader._inputs(0, 0)
     pixels = batch.images.asnumpy() * np.reshape(STD, (1, 3, 1, 1)) + np.reshape(MEAN, (1, 3, 1, 1))
@@ -343,8 +350,8 @@ def test_colours_vary_along_imagenets_axes():
 
 def test_colour_jitter_scales_brightness_contrast_and_saturation(tmp_path):
     dataset = open_imagenet(make_folders(tmp_path), size=32, jitter=0.4)
-    loader = Loader(dataset, "train", 6, mx.cpu(), seed=3, training=True)
-    plain = Loader(dataset._replace(colour=None), "train", 6, mx.cpu(), seed=3, training=True)
+    loader = Loader(dataset, "train", LoaderOptions(6, seed=3), mx.cpu(), training=True)
+    plain = Loader(dataset._replace(colour=None), "train", LoaderOptions(6, seed=3), mx.cpu(), training=True)
     (changed,), (images,) = (list(each.epoch(0)) for each in (loader, plain))
     means, brightness, contrast, saturation = (
         value.reshape(6, -1, 1, 1) for value in loader._inputs(0, 0)[4:]
@@ -361,7 +368,7 @@ def test_photographs_repeat_by_seed_and_can_be_entered_anywhere(tmp_path):
     dataset = open_imagenet(make_folders(tmp_path, count=6), size=32, jitter=0.4)
 
     def batches(first_step=0, **options):
-        loader = Loader(dataset, "train", 4, mx.cpu(), training=True, **options)
+        loader = Loader(dataset, "train", LoaderOptions(4, **options), mx.cpu(), training=True)
         return [batch.images.asnumpy() for batch in loader.epoch(1, first_step)]
 
     straight = batches(seed=1)
@@ -373,7 +380,11 @@ def test_photographs_repeat_by_seed_and_can_be_entered_anywhere(tmp_path):
 def test_validation_shows_every_image_once_in_any_size(im2rec):
     folder, _ = im2rec
     for size in (224, 320):
-        batches = list(Loader(open_imagenet(folder, size=size), "test", 4, mx.cpu(), seed=0, training=False).epoch(0))
+        batches = list(
+            Loader(open_imagenet(folder, size=size), "test", LoaderOptions(4, seed=0), mx.cpu(), training=False).epoch(
+                0
+            )
+        )
         assert [batch.images.shape for batch in batches] == [(4, 3, size, size)] * 2
         labels = [label for batch in batches for label in batch.labels.asnumpy()[: batch.count]]
         assert labels == [0, 1, 2, 3, 4, 5]
@@ -399,6 +410,8 @@ def test_sizes_are_read_from_headers():
 def test_real_photographs_are_prepared_and_read(tmp_path, photographs):
     summary = prepare(photographs, tmp_path / "out", val_share=0.1, short_side=64, workers=len(os.sched_getaffinity(0)))
     assert "180 images to train on, 20 to validate, 200 classes; converted: 3 grey" in summary
-    loader = Loader(open_imagenet(tmp_path / "out", size=56), "test", 20, mx.cpu(), seed=0, training=False)
+    loader = Loader(
+        open_imagenet(tmp_path / "out", size=56), "test", LoaderOptions(20, seed=0), mx.cpu(), training=False
+    )
     (batch,) = loader.epoch(0)
     assert abs(batch.images.asnumpy().mean()) < 0.4 and 0.6 < batch.images.asnumpy().std() < 1.4

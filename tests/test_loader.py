@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.loader import Loader, ShardedLoader
+from data.loader import Loader, LoaderOptions, Shard, ShardedLoader
 from data.records import Records
 
 
-def make_loader(dataset, batch_size=10, training=True, seed=1, **options):
-    return Loader(dataset, "train", batch_size, mx.cpu(), seed=seed, training=training, **options)
+def make_loader(dataset, batch_size=10, training=True, shard=0, num_shards=1, **options):
+    options = LoaderOptions(batch_size, **{"seed": 1, **options})
+    return Loader(dataset, "train", options, mx.cpu(), training, Shard(shard, num_shards))
 
 
 def labels_of(loader, epoch=0, **options):
@@ -88,10 +89,10 @@ def test_crops_of_the_padded_image_and_mirrors_are_all_that_changes(real_images)
 
     dataset = open_cifar("cifar10", real_images)._replace(mean=(10.0, 20.0, 30.0), std=(2.0, 4.0, 8.0))
     originals = []
-    for batch in Loader(dataset, "train", 50, mx.cpu(), seed=1, training=False).epoch(0):
+    for batch in Loader(dataset, "train", LoaderOptions(50, seed=1), mx.cpu(), training=False).epoch(0):
         originals.extend(batch.images.asnumpy())
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (dataset.mean, dataset.std))
-    loader = Loader(dataset, "train", 50, mx.cpu(), seed=1, training=True)
+    loader = Loader(dataset, "train", LoaderOptions(50, seed=1), mx.cpu(), training=True)
     batch = next(loader.epoch(0))
     seen = set()
     for position, image in zip(loader._positions(0, 0)[0], batch.images.asnumpy()):
@@ -118,7 +119,7 @@ def test_images_are_decoded_and_normalized_exactly(real_images):
     from data.cifar import open_cifar
 
     dataset = open_cifar("cifar10", real_images)
-    (batch, *_) = Loader(dataset, "test", 20, mx.cpu(), seed=0, training=False).epoch(0)
+    (batch, *_) = Loader(dataset, "test", LoaderOptions(20, seed=0), mx.cpu(), training=False).epoch(0)
     png = Records(dataset.records["test"]).encoded(np.arange(20))
     images = np.stack([cv2.imdecode(image, cv2.IMREAD_COLOR)[:, :, ::-1] for image in png]).astype(np.float32)
     expected = ((images - dataset.mean) / dataset.std).transpose(0, 3, 1, 2)
@@ -131,7 +132,7 @@ def test_digits_are_never_mirrored(numbered):
 
 
 def test_devices_of_a_process_go_in_step(numbered):
-    loader = ShardedLoader(numbered(40), "train", 5, [mx.cpu(0), mx.cpu(1)], seed=1, training=True)
+    loader = ShardedLoader(numbered(40), "train", LoaderOptions(5, seed=1), [mx.cpu(0), mx.cpu(1)], training=True)
     steps = list(loader.epoch(0))
     assert (loader.steps, loader.batch_size, len(steps)) == (4, 10, 4)
     assert [batch.images.context for batch in steps[0]] == [mx.cpu(0), mx.cpu(1)]
@@ -141,8 +142,9 @@ def test_devices_of_a_process_go_in_step(numbered):
 def test_workers_share_out_every_epoch_and_one_with_all_their_devices_sees_the_same_steps(numbered):
     dataset, devices = numbered(40), [mx.cpu(0), mx.cpu(1)]
 
-    def labels(epoch, contexts, **place):
-        loader = ShardedLoader(dataset, "train", 5, contexts, seed=1, training=True, **place)
+    def labels(epoch, contexts, rank=0, size=1):
+        shard = Shard(rank, size)
+        loader = ShardedLoader(dataset, "train", LoaderOptions(5, seed=1), contexts, training=True, shard=shard)
         return [[set(batch.labels.asnumpy()) for batch in step] for step in loader.epoch(epoch)]
 
     epochs = []

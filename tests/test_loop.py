@@ -9,7 +9,7 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
-from data.loader import ShardedLoader
+from data.loader import LoaderOptions, ShardedLoader
 from training.commands import train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
@@ -174,7 +174,7 @@ class FirstChannelMean(nn.HybridBlock):
 @pytest.mark.parametrize("num_devices, batch_size", [(1, 31), (1, 4), (2, 4), (3, 5)])
 def test_validation_counts_every_image_once(numbered, num_devices, batch_size):
     contexts = [mx.cpu(device) for device in range(num_devices)]
-    loader = ShardedLoader(numbered(31), "test", batch_size, contexts, seed=0, training=False)
+    loader = ShardedLoader(numbered(31), "test", LoaderOptions(batch_size, seed=0), contexts, training=False)
     means = validate(FirstChannelMean(), loader, "float32", ON_ONE)
     assert means["accuracy"] == 1
     assert means["loss"] == pytest.approx(np.log(np.e + 30) - 1, rel=1e-5)
@@ -185,7 +185,7 @@ def test_filling_images_do_not_count(numbered):
         def hybrid_forward(self, F, x):
             return F.one_hot(F.zeros_like(x).sum(axis=(1, 2, 3)), depth=31)  # always class 0, which fills batches
 
-    loader = ShardedLoader(numbered(31), "test", 30, [mx.cpu()], seed=0, training=False)
+    loader = ShardedLoader(numbered(31), "test", LoaderOptions(30, seed=0), [mx.cpu()], training=False)
     assert validate(Wrong(), loader, "float32", ON_ONE)["accuracy"] == pytest.approx(1 / 31)
 
 
@@ -208,7 +208,7 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
         for name, parameter in net._collect_params_with_prefix().items():
             for context in contexts:
                 np.testing.assert_array_equal(parameter.data(context).asnumpy(), saved[name].asnumpy())
-    validation = ShardedLoader(digits, "test", 8, contexts, seed=1, training=False, limit=37)
+    validation = ShardedLoader(digits, "test", LoaderOptions(8, seed=1, limit=37), contexts, training=False)
     means = validate(nets[0], validation, "float32", ON_ONE)
     assert float(rows[-1]["val_loss"]) == pytest.approx(means["loss"], rel=1e-5)
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(means["accuracy"], abs=1e-5)

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 
 import cv2
 import mxnet as mx
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.cifar import open_cifar
-from data.digits import open_digits
 from data.records import (
     MAGIC,
     MANIFEST,
@@ -23,7 +20,6 @@ from data.records import (
     ensure_records,
     locked,
     replacement,
-    require_data_folder,
     write_encoded,
     write_records,
 )
@@ -261,25 +257,6 @@ def test_what_killed_processes_left_vanishes_and_nothing_else(tmp_path):
         (new / "file").touch()
     assert {path.name for path in tmp_path.iterdir()} == {"set", *kept}
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("open_set", [open_digits, partial(open_cifar, "cifar10")])
-def test_nothing_is_written_to_a_folder_of_other_things(tmp_path, open_set):
-    (tmp_path / "passwd").write_text("of value")
-    before = tmp_path.stat().st_mtime_ns
-    with pytest.raises(UserError, match="holds other things than data sets.*--data-dir"):
-        open_set(tmp_path)
-    assert tmp_path.stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="cannot read the folder of data sets"):
-        open_set(tmp_path / "passwd")
-
-
-@pytest.mark.parametrize("held", [[], [".gitkeep"], ["lost+found"], ["notes.txt", "records"], ["imagenet", "log"]])
-def test_folders_of_data_sets_are_known(tmp_path, held):
-    for name in held:
-        (tmp_path / name).mkdir()
-    require_data_folder(tmp_path)
-    require_data_folder(tmp_path / "to be made")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -13,7 +13,7 @@ import pytest
 from mxnet.gluon import nn
 
 from base.errors import Diverged, UserError
-from data.loader import ShardedLoader
+from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import TargetTransform
 from scripts.torture import figures
 from training.distributed.process_group import SingleProcess
@@ -47,7 +47,9 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
     group = SingleProcess([mx.cpu(device) for device in range(devices)])
     share = share or args.batch_size // devices  # images for each device
     loaders = [
-        ShardedLoader(digits, split, size, group.devices, training=split == "train", seed=args.seed, limit=limit)
+        ShardedLoader(
+            digits, split, LoaderOptions(size, seed=args.seed, limit=limit), group.devices, training=split == "train"
+        )
         for split, size in (("train", share), ("test", 8))
     ]
     transform = TargetTransform(10, args.alpha, args.mix_up * (args.epochs - args.mix_up_off_epochs), 0.1, seed=1)

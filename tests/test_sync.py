@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mxnet.gluon import nn
 
-from data.loader import ShardedLoader
+from data.loader import LoaderOptions, ShardedLoader
 from tests import engines
 from tests.conftest import ROOT, assert_refused, run_script
 from tests.test_loop import small_net
@@ -186,7 +186,7 @@ def test_only_the_first_worker_writes_and_a_stopped_run_goes_on_as_if_it_had_not
     assert len(list((tmp_path / "whole" / "board" / "run").iterdir())) == 1
     net = small_net()  # the sums of the two validations are those of one
     net.load_parameters(str(tmp_path / "whole/params/run/last.params"))
-    images = ShardedLoader(digits, "test", 16, [mx.cpu()], seed=1, training=False, limit=180)
+    images = ShardedLoader(digits, "test", LoaderOptions(16, seed=1, limit=180), [mx.cpu()], training=False)
     means = validate(net, images, "float32", SingleProcess([mx.cpu()]))
     expected = [means["loss"], means["accuracy"]]
     assert [float(figure) for figure in rows(tmp_path / "whole")[2][3:5]] == pytest.approx(expected, rel=1e-5)

@@ -48,5 +48,5 @@ class Averages:
     def over(self, group, exchange):
         """The `Averages` over the images of all processes of ``group``; ``exchange`` names what they send."""
         sums = self.sums()
-        added = group.sum(exchange, [sums[name] for name in sorted(sums)]) if sums else []
-        return Averages({name: (int(count), float(total)) for name, (count, total) in zip(sorted(sums), added)})
+        added = group.sum(exchange, list(sums.values())) if sums else []
+        return Averages({name: (int(count), float(total)) for name, (count, total) in zip(sums, added)})

@@ -5,7 +5,7 @@ import contextlib
 import mxnet as mx
 
 from base.errors import UserError
-from data.loader import ShardedLoader
+from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
 from training.distributed import process_group
 from training.learner import Learner, initialize, validate
@@ -36,14 +36,10 @@ def make_loader(dataset, split, group, args):
     return ShardedLoader(
         dataset,
         split,
-        args.batch_size,
+        LoaderOptions(args.batch_size, seed=args.seed, threads=args.workers, limit=args.limit),
         group.devices,
-        rank=group.rank,
-        size=group.size,
         training=split == "train",
-        seed=args.seed,
-        threads=args.workers,
-        limit=args.limit,
+        shard=Shard(group.rank, group.size),
     )
 
 
