@@ -35,12 +35,13 @@ def plot_curves(csv, folder):
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
         for column, label in lines.items():
             axes.plot(table["epoch"], table[column], marker="o" if len(table) < 30 else None, label=label)
-        if name == "accuracy":
+        if name == "accuracy" and table["val_accuracy"].notna().any():
             best = table.loc[table["val_accuracy"].idxmax()]
             axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
             axes.set_title(f"{csv.stem}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
         else:
             axes.set_title(csv.stem)
+        if name == "loss":
             axes.set_yscale("log")
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
