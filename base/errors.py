@@ -4,6 +4,8 @@ import signal
 import sys
 import traceback
 
+from base.text import one_line
+
 __all__ = ["EXIT_INTERRUPTED", "EXIT_TERMINATED", "Diverged", "UserError", "WorkerLost", "report", "run_command"]
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
@@ -28,6 +30,7 @@ class WorkerLost(UserError):
 
 def run_command(main):
     """Call a command's ``main()`` and end as it ended; SIGTERM ends it with 143."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what the terminal has not
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         main()
@@ -47,7 +50,7 @@ def report(error):
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, (UserError, OSError)):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return getattr(error, "status", UserError.status)
     traceback.print_exception(type(error), error, error.__traceback__)
     return 1

@@ -2,24 +2,16 @@
 
 import errno
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
 from base.errors import UserError
+from base.text import has_controls, one_line
 
-__all__ = ["FolderImages", "list_images", "one_line"]
+__all__ = ["FolderImages", "list_images"]
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-# What ends a line for one program or another, or steers a terminal.
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-def one_line(name):
-    """A file's name with its control characters as escapes."""
-    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(name))
 
 
 def list_images(folder):
@@ -48,7 +40,7 @@ def list_images(folder):
         barred = {_identity(path) for path in [root, *root.parents, *folders]}
         paths, labels = [], []
         for label, entry in enumerate(folders):
-            if CONTROLS.search(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
+            if has_controls(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
                 raise UserError(f"the class folder {one_line(entry.path)} has a control character in its name")
             found = _images_below(entry.path, barred)
             if not found:

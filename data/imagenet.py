@@ -8,13 +8,11 @@ which names every image that was converted or skipped.
 """
 
 import argparse
-import ctypes
 import io
 import multiprocessing
 import os
 import signal
-import sys
-from collections import Counter, deque
+from collections import Counter, deque, namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -24,13 +22,15 @@ from PIL import Image, ImageOps
 
 from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
+from base.processes import die_with
+from base.text import one_line
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
-from data.folders import list_images, one_line
+from data.folders import list_images
 from data.images import opened
 from data.records import LARGEST_IMAGE, locked, replacement, write_encoded
 
-__all__ = ["as_jpeg", "open_imagenet", "prepare"]
+__all__ = ["JpegOptions", "as_jpeg", "open_imagenet", "prepare"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -38,7 +38,17 @@ SHOWN = 5  # file names in a message
 CLASSES, CHANGED = "classes.txt", "changed.txt"
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # of both: any file name, byte for byte, in any locale
 PER_CORE = 4  # processes that convert, at most
-PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
+
+JpegOptions = namedtuple("JpegOptions", ["short_side", "quality"], defaults=[None, 95])
+JpegOptions.__doc__ = """How `as_jpeg` writes an image.
+
+short_side : int, optional
+    Larger images are shrunk until their short side has so many pixels.
+quality : int
+    Of what is encoded anew, 1 to 100.
+"""
+
+UNCHANGED_SIZE = JpegOptions()
 
 # Mean and standard deviation of the training images' channels, the figures in common use times 255.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -98,7 +108,7 @@ def _listed_classes(path, default):
     return found
 
 
-def as_jpeg(content, short_side=None, quality=95):
+def as_jpeg(content, options=UNCHANGED_SIZE):
     """Any image file's content as that of an upright JPEG in RGB, and what had to be done to it.
 
     A JPEG that is one already is returned as it is, to the byte. Transparency is dropped, and of several frames only
@@ -107,10 +117,7 @@ def as_jpeg(content, short_side=None, quality=95):
     Parameters
     ----------
     content : bytes
-    short_side : int, optional
-        Larger images are shrunk until their short side has so many pixels.
-    quality : int
-        Of what is encoded anew.
+    options : JpegOptions
 
     Returns
     -------
@@ -122,15 +129,15 @@ def as_jpeg(content, short_side=None, quality=95):
     with opened(content, FORMATS) as image:
         image.load()
         unusual = _unusual(image)
-        scale = short_side / min(image.size) if short_side else 1
+        scale = options.short_side / min(image.size) if options.short_side else 1
         if not unusual and image.mode == "RGB" and scale >= 1:
             return content, unusual
         image = ImageOps.exif_transpose(image).convert("RGB")
         if scale < 1:
-            size = [max(short_side, round(side * scale)) for side in image.size]
+            size = [max(options.short_side, round(side * scale)) for side in image.size]
             image = image.resize(size, Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
+        image.save(file, "JPEG", quality=options.quality)
         return file.getvalue(), unusual
 
 
@@ -150,15 +157,14 @@ def _unusual(image):
     return unusual
 
 
-def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_broken=False, workers=1):
+def prepare(folder, out, *, jpeg=UNCHANGED_SIZE, val_share=None, skip_broken=False, workers=1):
     """Write the images of class folders as RecordIO, as this module's head says. Returns a summary in one line.
 
     Parameters
     ----------
     folder, out : path
         ``out`` appears as a whole or not at all, and must not exist or be empty.
-    short_side, quality
-        Of `as_jpeg`.
+    jpeg : JpegOptions
     val_share : float, optional
         Share of every class to validate on, for a ``folder`` without val/; its classes may lie in it directly.
     skip_broken : bool
@@ -171,22 +177,18 @@ def prepare(folder, out, *, short_side=None, quality=95, val_share=None, skip_br
     folder, out = Path(folder), Path(out)
     classes, splits = _splits(folder, val_share)
     found = _Findings(folder)
-    written = {}
     try:
         with locked(out):
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise UserError(f"{out} exists already: remove it or name another folder")
             with replacement(out) as new:
+                written = {}
                 for split, (paths, labels) in splits.items():
-                    before = len(found.broken)
-                    results = _converted(paths, (short_side, quality), workers)
-                    write_encoded(new / f"{split}.rec", found.pairs(paths, labels, results), len(paths))
-                    written[split] = len(paths) - (len(found.broken) - before)
-                if found.broken and not skip_broken:
-                    raise UserError(
-                        f"{_listed(found.broken)} cannot be decoded: nothing was written; mend or remove "
-                        f"{'it' if len(found.broken) == 1 else 'them'}, or add --skip-broken"
+                    results = _converted(paths, jpeg, workers)
+                    written[split] = write_encoded(
+                        new / f"{split}.rec", found.pairs(paths, labels, results), len(paths)
                     )
+                found.check(skip_broken)
                 if not all(written.values()):
                     raise UserError(f"not one image in {folder} can be decoded: {_listed(found.broken)}")
                 (new / CLASSES).write_text("".join(f"{name}\n" for name in classes), **TEXT)
@@ -227,7 +229,16 @@ class _Findings:
                     self._counts.update(notes)
                 yield content, label
 
+    def check(self, skip_broken):
+        """Raise UserError where an image is broken and ``skip_broken`` is False."""
+        if self.broken and not skip_broken:
+            raise UserError(
+                f"{_listed(self.broken)} cannot be decoded: nothing was written; mend or remove "
+                f"{'it' if len(self.broken) == 1 else 'them'}, or add --skip-broken"
+            )
+
     def summary(self):
+        """What was converted and skipped, as the end of a line."""
         converted = ", ".join(f"{count} {note}" for note, count in self._counts.most_common())
         skipped = f"; skipped {_listed(self.broken)}" if self.broken else ""
         return (f"; converted: {converted}" if converted else "") + skipped
@@ -289,9 +300,7 @@ def _follow_parent(parent):
     """Leave Ctrl-C and SIGTERM to process number ``parent``, and die when it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has died already
-        os.kill(os.getpid(), signal.SIGKILL)
+    die_with(parent)
 
 
 def _convert(path, options):
@@ -301,7 +310,7 @@ def _convert(path, options):
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST_IMAGE:
                 raise ValueError(f"{size:,} bytes are too many for a record")
-            return as_jpeg(file.read(), *options)
+            return as_jpeg(file.read(), options)
     except (OSError, ValueError, MemoryError) as error:
         return None, [getattr(error, "strerror", None) or str(error) or "too large for the memory"]
 
@@ -335,9 +344,9 @@ def main():
         help=f"processes that convert; not more than there are images, nor than {PER_CORE} a core",
     )
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what the terminal has not
-    options = {"short_side": args.resize, "quality": args.quality, "val_share": args.val_share}
-    print(prepare(args.folder, args.out, skip_broken=args.skip_broken, workers=args.workers, **options))
+    jpeg = JpegOptions(args.resize, args.quality)
+    options = {"val_share": args.val_share, "skip_broken": args.skip_broken, "workers": args.workers}
+    print(prepare(args.folder, args.out, jpeg=jpeg, **options))
 
 
 def quality(text):

@@ -165,7 +165,7 @@ def write_records(path, samples, total=None):
 
 
 def write_encoded(path, samples, total=None):
-    """Write (encoded image, label) pairs, bytes and int, to ``path`` (.rec) and its .idx file.
+    """Write (encoded image, label) pairs, bytes and int, to ``path`` (.rec) and its .idx file. Returns their number.
 
     ``total`` is for the progress bar. Not atomic by itself: `replacement` is. The bytes are those of MXNet's writer,
     which takes no path but one in UTF-8 and does not say when the disk is full. An image has `LARGEST_IMAGE` bytes at
@@ -173,10 +173,13 @@ def write_encoded(path, samples, total=None):
     """
     path = Path(path)
     bar = tqdm(samples, total=total, desc=f"writing {path.name}", unit=" images", leave=False, disable=None)
+    written = 0
     with open(path, "wb") as records, open(path.with_suffix(".idx"), "w", encoding="ascii") as index:
-        for position, (encoded, label) in enumerate(bar):
-            index.write(f"{position}\t{records.tell()}\n")
-            records.writelines(_framed(HEADER.pack(0, label, position, 0) + encoded))
+        for encoded, label in bar:
+            index.write(f"{written}\t{records.tell()}\n")
+            records.writelines(_framed(HEADER.pack(0, label, written, 0) + encoded))
+            written += 1
+    return written
 
 
 def _framed(payload):

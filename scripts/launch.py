@@ -6,8 +6,8 @@ workers. When one dies, the others are stopped within ten seconds.
 """
 
 import argparse
-import ctypes
 import fcntl
+import functools
 import importlib.util
 import math
 import os
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scr
 
 from base.errors import UserError, run_command
 from base.flags import OneLineParser, non_negative_int, positive_int
+from base.processes import die_with
 from base.runtime import THREAD_VARIABLES, real_core_count
 
 EPILOG = """one machine:
@@ -58,8 +59,7 @@ SERVE = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import byt
 PATIENCE = 8  # seconds in which the others may save a checkpoint when one has died
 TICK = 0.02  # seconds between looks at the processes
 
-PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent dies
-SIOCGIFADDR = 0x8915  # and the request for a network interface's address
+SIOCGIFADDR = 0x8915  # Linux: the request for a network interface's address
 
 
 def main():
@@ -71,7 +71,7 @@ def main():
             raise UserError("BytePS is not installed here: scripts/install_byteps.sh builds it")
         status = supervise({args.role: ([sys.executable, "-c", SERVE], environ)})
     else:
-        with tempfile.TemporaryDirectory(prefix="launch-", dir="/tmp") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"launch-{os.getpid()}-", dir="/tmp") as folder:
             # BytePS removes what it finds under the names of its sockets: in /tmp itself, those of another training.
             environ.setdefault("BYTEPS_SOCKET_PATH", folder)
             status = supervise(workers(args, environ))
@@ -242,13 +242,6 @@ def supervise(commands):
 
 def start(command, environ):
     """Start a process as the leader of a group: a terminal's Ctrl-C reaches it by this launcher only, and once."""
-    launcher, prctl = os.getpid(), ctypes.CDLL(None).prctl
-
-    def die_with_launcher():
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it has died already
-            os.kill(os.getpid(), signal.SIGKILL)
-
     return subprocess.Popen(
         command,
         env=environ,
@@ -256,7 +249,7 @@ def start(command, environ):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=die_with_launcher,
+        preexec_fn=functools.partial(die_with, os.getpid()),
     )
 
 

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from data.imagenet import prepare
+from data.imagenet import JpegOptions, prepare
 from tests.conftest import ROOT
 
 
@@ -14,7 +14,7 @@ def benchmark(*arguments):
 
 
 def test_all_loaders_are_measured_in_turn(tmp_path, photographs):
-    prepare(photographs, tmp_path / "records", val_share=0.7, short_side=64)
+    prepare(photographs, tmp_path / "records", val_share=0.7, jpeg=JpegOptions(short_side=64))
     process = benchmark(tmp_path / "records", "--rounds", "1", "--seconds", "0.1", "--batch-size", "8", "--json")
     assert process.returncode == 0, process.stderr
     result = json.loads(process.stdout)

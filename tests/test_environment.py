@@ -1,11 +1,14 @@
 """Full and read-only disks, vanished data: a training ends in one line, with its last checkpoint intact."""
 
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from base.errors import UserError
+from tests.conftest import ROOT
 from tests.test_resume import FLAGS, kill_at, results, snapshot, stop_at, train
 from tests.test_training import assert_refused, train_on_digits
 from training.run.checkpoint import Checkpoints
@@ -66,6 +69,24 @@ def test_the_text_log_says_when_it_cannot_be_written(disk, capsys):
         for _ in range(1000):
             logger.info("x" * 100)
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_shows_any_name_in_its_own_way(encoding):
+    code = "from base.errors import UserError, run_command\ndef main():\n  print('\u0416', os.fsdecode(b'\\xff'))\n"
+    code = f"import os\n{code}  raise UserError('no\\nfile \u0416')\nrun_command(main)"
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True)
+    letter = b"\xd0\x96" if encoding == "utf-8" else b"\\u0416"
+    assert (shown.returncode, shown.stdout) == (2, letter + b" \\udcff\n")
+    assert shown.stderr == b"error: no\\nfile " + letter + b"\n"
+
+
+def test_the_text_log_takes_any_name_on_one_line(tmp_path, capsys):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as run_command does
+    files = new_run(tmp_path, "run", "stem")
+    RunLogger(files, 1).info(os.fsdecode(b"a\xff\nb"))
+    assert files.log.read_bytes().endswith(b" a\xff\\nb\n")
 
 
 def test_a_read_only_log_folder_is_named(disk, digits):

@@ -1,7 +1,6 @@
 """Photographs: from class folders to RecordIO that MXNet reads, and from anybody's RecordIO to batches."""
 
 import io
-import os
 import subprocess
 import sys
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageFile
 
 from base.errors import UserError
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow, aspect_ratios
-from data.imagenet import MEAN, STD, as_jpeg, open_imagenet, prepare
+from data.imagenet import MEAN, STD, JpegOptions, as_jpeg, open_imagenet, prepare
 from data.loader import Loader, LoaderOptions
 from data.records import Records
 from tests.conftest import ROOT
@@ -83,12 +82,12 @@ def test_exif_orientation_is_carried_out():
 def test_a_plain_jpeg_stays_the_same_to_the_byte():
     content = encoded(smooth_image(), quality=70, progressive=True)
     assert as_jpeg(content) == (content, [])
-    assert as_jpeg(content, short_side=60) == (content, [])
+    assert as_jpeg(content, JpegOptions(short_side=60)) == (content, [])
 
 
 @pytest.mark.parametrize("size, expected", [((90, 60), (45, 30)), ((60, 90), (30, 45)), ((29, 40), (29, 40))])
 def test_resizing_shrinks_the_short_side_and_never_enlarges(size, expected):
-    jpeg, _ = as_jpeg(encoded(smooth_image(*size)), short_side=30)
+    jpeg, _ = as_jpeg(encoded(smooth_image(*size)), JpegOptions(short_side=30))
     assert Image.open(io.BytesIO(jpeg)).size == expected
 
 
@@ -408,7 +407,7 @@ def test_sizes_are_read_from_headers():
 
 
 def test_real_photographs_are_prepared_and_read(tmp_path, photographs):
-    summary = prepare(photographs, tmp_path / "out", val_share=0.1, short_side=64, workers=len(os.sched_getaffinity(0)))
+    summary = prepare(photographs, tmp_path / "out", val_share=0.1, jpeg=JpegOptions(64), workers=2)
     assert "180 images to train on, 20 to validate, 200 classes; converted: 3 grey" in summary
     loader = Loader(
         open_imagenet(tmp_path / "out", size=56), "test", LoaderOptions(20, seed=0), mx.cpu(), training=False

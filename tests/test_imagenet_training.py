@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
-from data.imagenet import prepare
+from data.imagenet import JpegOptions, prepare
 from imagenet_train import make_net
 from tests.conftest import ROOT, assert_refused, run_script
 from training.metrics import top_k_hits
@@ -27,7 +27,7 @@ train = functools.partial(run_script, "imagenet_train.py")
 def records(tmp_path_factory, photographs):
     """The 200 photographs as records, half of them to validate on."""
     folder = tmp_path_factory.mktemp("records") / "out"
-    prepare(photographs, folder, val_share=0.5, short_side=64, workers=2)
+    prepare(photographs, folder, val_share=0.5, jpeg=JpegOptions(short_side=64), workers=2)
     return folder
 
 

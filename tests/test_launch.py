@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,8 @@ def start():
     for launcher in launchers:
         launcher.kill()  # and with it the workers
         launcher.communicate()
+        for left in Path("/tmp").glob(f"launch-{launcher.pid}-*"):
+            shutil.rmtree(left)
 
 
 @pytest.fixture

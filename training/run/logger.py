@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from base.devices import in_own_thread
 from base.files import append, writing
+from base.text import one_line
 
 __all__ = ["RunLogger", "SilentLogger"]
 
@@ -40,8 +41,9 @@ class RunLogger:
 
     def info(self, text):
         """A line for the terminal and the text log."""
+        text = one_line(text)
         print(text, flush=True)
-        append(self._files.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode())
+        append(self._files.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="surrogateescape"))
 
     def epoch(self, figures, metric_name):
         """An epoch's figures, {column of the CSV: number}, to all places; ``metric_name`` says what train_metric is."""
