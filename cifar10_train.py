@@ -15,7 +15,7 @@ def main():
     # after 64,000 and 96,000 of 160,000 iterations.
     args = parse_arguments(training_parser(__doc__, datasets=list(small_images)))
 
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
     from model import attention_net_spec, get_attention_cifar, units
     from training.commands import join_group, train
 

@@ -99,7 +99,7 @@ def main():
     if args.eval_only != (args.params is not None):
         parser.error("--eval-only and --params need each other")
 
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
     from model import AttentionNet, attention_net_spec
     from training.commands import evaluate, join_group, train
 

@@ -1,5 +1,6 @@
 """The devices that MXNet computes on."""
 
+import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,7 @@ import mxnet as mx
 
 from base.errors import UserError
 
-__all__ = ["contexts", "in_own_thread"]
+__all__ = ["contexts", "explaining_memory", "in_own_thread", "is_out_of_memory"]
 
 
 def contexts(num_gpus, first=0):
@@ -25,6 +26,23 @@ def contexts(num_gpus, first=0):
         which = f" from number {first} on" if first else ""
         raise UserError(f"--num-gpus {num_gpus}{which}: MXNet sees {present} here; --num-gpus 0 trains on the CPU")
     return [mx.gpu(index) for index in range(first, first + num_gpus)]
+
+
+def is_out_of_memory(error):
+    """Whether an exception of MXNet's or of DALI's says that a device's memory, or the machine's, is used up."""
+    words = ("out of memory", "memoryallocation", "failed to allocate")
+    return any(word in str(error).lower() for word in words)
+
+
+@contextlib.contextmanager
+def explaining_memory():
+    """Raises UserError, which names the flags that need less, where memory is used up inside."""
+    try:
+        yield
+    except RuntimeError as error:  # which MXNetError is a kind of
+        if not is_out_of_memory(error):
+            raise
+        raise UserError("out of memory: a smaller --batch-size or --memory-saving needs less") from None
 
 
 def in_own_thread(function):

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from base.errors import UserError
+from base.gpus import NVRTC_DRIVER, check_driver, check_gpu, gpus
 
 __all__ = ["THREAD_VARIABLES", "prepare_mxnet", "real_core_count"]
 
@@ -40,7 +41,7 @@ _CUDA_LIBRARIES = (
 )
 
 
-def prepare_mxnet(environ=os.environ):
+def prepare_mxnet(environ=os.environ, use_gpus=True):
     """Set MXNet's thread count and load its CUDA libraries, before MXNet is imported.
 
     OMP_NUM_THREADS becomes real_core_count() unless the user has set it or MXNET_OMP_MAX_THREADS. By default
@@ -53,16 +54,21 @@ def prepare_mxnet(environ=os.environ):
     With a CUDA build of MXNet, the CUDA 11 libraries that pip installed are loaded, so LD_LIBRARY_PATH is not
     needed. Libraries that pip did not install are left for MXNet to find on the system.
 
+    With a driver older than CUDA 11.8, MXNET_USE_FUSION becomes 0 unless the user has set it: MXNet would have NVRTC
+    make operators of several, and the driver cannot read what that NVRTC writes.
+
     A second call changes nothing.
 
     Parameters
     ----------
     environ : mutable mapping
-        The environment in which both variables are read and written. MXNet sees that of this process, os.environ;
+        The environment in which the variables are read and written. MXNet sees that of this process, os.environ;
         another mapping may serve a process yet to be started.
+    use_gpus : bool
+        Whether the GPUs and their driver must be such as MXNet runs on.
 
     Raises UserError where MXNet has already been imported with another thread count, and where it is a CUDA build and
-    the NVIDIA driver is missing or a CUDA library cannot be loaded.
+    the NVIDIA driver is missing, a CUDA library cannot be loaded, or the driver or a GPU is too old or too new.
     """
     user_decided = any(environ.get(name) for name in THREAD_VARIABLES)
     if "mxnet" in sys.modules:
@@ -74,7 +80,12 @@ def prepare_mxnet(environ=os.environ):
     environ.setdefault("MXNET_CPU_TEMP_COPY", "1")
     site_packages = _cuda_build_location()
     if site_packages is not None:
-        _load_cuda_libraries(site_packages / "nvidia")
+        driver = _load_cuda_libraries(site_packages / "nvidia")
+        if use_gpus:
+            if check_driver(driver) < NVRTC_DRIVER:
+                environ.setdefault("MXNET_USE_FUSION", "0")
+            for gpu in gpus(driver):
+                check_gpu(gpu)
 
 
 def real_core_count(root="/", cpus=None):
@@ -159,12 +170,13 @@ def _cuda_build_location():
 def _load_cuda_libraries(folder):
     """Load the driver and those of _CUDA_LIBRARIES that lie under ``folder``.
 
-    The dynamic linker knows a loaded library by its name: MXNet, linked against these names, takes these.
+    The dynamic linker knows a loaded library by its name: MXNet, linked against these names, takes these. Returns the
+    driver's library.
 
     Raises UserError where the driver or a library that lies there cannot be loaded.
     """
     try:
-        ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
+        driver = ctypes.CDLL("libcuda.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise UserError(
             "mxnet-cu112 is installed, but this machine has no NVIDIA driver (libcuda.so.1): "
@@ -176,3 +188,4 @@ def _load_cuda_libraries(folder):
                 ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
             except OSError as error:
                 raise UserError(f"the CUDA library {folder / name} cannot be loaded: {error}") from error
+    return driver

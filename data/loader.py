@@ -14,6 +14,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.mxnet import feed_ndarray
 
+from base.devices import is_out_of_memory
 from base.errors import UserError
 from data.folders import FolderImages
 from data.images import fault
@@ -148,6 +149,8 @@ class Loader:
             (images,) = self._pipeline.run()
             tensor = images.as_tensor()
         except (RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise self._explained(error, epoch, step) from None
         array = mx.nd.empty(tensor.shape(), ctx=self._context)
         feed_ndarray(tensor, array)

@@ -9,6 +9,8 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
+from base.devices import explaining_memory
+from base.errors import UserError
 from data.loader import LoaderOptions, ShardedLoader
 from training.commands import train
 from training.distributed.process_group import SingleProcess
@@ -124,6 +126,23 @@ def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
     assert all((after[name] == before[name]).all() for name in before)
     train_step(net, trainer, good, group)
     assert any((state.gather(state.statistics())[name] != before[name]).any() for name in before)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[10:00:00] ../src/storage/./pooled_storage_manager.h:187: cudaMalloc retry failed: out of memory",
+        "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory",
+        "Failed to allocate CPU Memory",
+    ],
+)
+def test_used_up_memory_is_one_line_with_what_helps(message):
+    expected = r"^out of memory: a smaller --batch-size or --memory-saving"
+    with pytest.raises(UserError, match=expected) as raised, explaining_memory():
+        raise mx.base.MXNetError(message)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(mx.base.MXNetError, match="shape"), explaining_memory():
+        raise mx.base.MXNetError("Shape inconsistent: shape")
 
 
 def test_histograms_leave_out_what_has_none(tmp_path):

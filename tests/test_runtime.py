@@ -218,3 +218,57 @@ def test_a_cuda_build_without_a_driver_ends_in_one_clear_line(monkeypatch, tmp_p
     with pytest.raises(UserError, match=r"no NVIDIA driver.*requirements-cpu\.txt") as raised:
         prepare_mxnet({})
     assert "\n" not in str(raised.value)
+
+
+# The GPUs and their driver
+
+ASK = """
+import ctypes, sys
+from pathlib import Path
+from base import runtime
+from base.errors import run_command
+runtime._cuda_build_location = lambda: Path("/nonexistent")
+environ = {"OMP_NUM_THREADS": "1"}
+run_command(lambda: runtime.prepare_mxnet(environ, use_gpus="cpu" not in sys.argv))
+print(environ.get("MXNET_USE_FUSION"))
+"""
+
+
+@pytest.mark.parametrize(
+    "capabilities, refused",
+    [
+        ("37", "GPU 0, Stub 0, is too old: its compute capability is 3.7"),
+        ("50 52 61 70 75 80 86 89", None),
+        ("86 90", "GPU 1, Stub 1, is too new: its compute capability is 9.0"),
+        ("120", "GPU 0, Stub 0, is too new: its compute capability is 12.0"),
+        ("", None),
+    ],
+)
+def test_a_gpu_without_code_in_mxnet_is_named_before_mxnet_is_imported(stub_driver, capabilities, refused):
+    result = run_python(ASK, LD_LIBRARY_PATH=str(stub_driver), STUB_CAPABILITIES=capabilities)
+    if refused is None:
+        assert result.returncode == 0, result.stderr
+    else:
+        assert result.returncode == 2 and result.stderr.count("\n") == 1 and refused in result.stderr
+
+
+@pytest.mark.parametrize("version, refused", [("10020", True), ("11000", False), ("11020", False), ("13000", False)])
+def test_a_driver_older_than_cuda_11_is_named(stub_driver, version, refused):
+    result = run_python(ASK, LD_LIBRARY_PATH=str(stub_driver), STUB_DRIVER_VERSION=version)
+    if refused:
+        assert result.returncode == 2 and "it runs CUDA 10.2 and earlier" in result.stderr
+        assert result.stderr.count("\n") == 1
+    else:
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("version, fusion", [("11070", "0"), ("11080", "None")])
+def test_a_driver_that_cannot_read_what_nvrtc_writes_gets_no_fused_operators(stub_driver, version, fusion):
+    result = run_python(ASK, LD_LIBRARY_PATH=str(stub_driver), STUB_DRIVER_VERSION=version)
+    assert result.stdout.split() == [fusion], result.stderr
+
+
+def test_a_training_on_the_cpu_does_not_mind_the_gpus(stub_driver):
+    code = "import sys; sys.argv.append('cpu')" + ASK
+    result = run_python(code, LD_LIBRARY_PATH=str(stub_driver), STUB_CAPABILITIES="90", STUB_DRIVER_VERSION="9000")
+    assert result.returncode == 0, result.stderr

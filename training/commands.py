@@ -4,6 +4,7 @@ import contextlib
 
 import mxnet as mx
 
+from base.devices import explaining_memory
 from base.errors import UserError
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
@@ -22,10 +23,10 @@ __all__ = ["evaluate", "join_group", "make_loader", "train"]
 def join_group(args):
     """Enter the process group that --sync or the launcher names; all its processes get one seed, in ``args``.
 
-    Raises UserError where the engine is not installed or no launcher started this process.
+    Raises UserError where the engine is not installed, no launcher started this process, or, inside, memory is used up.
     """
     half, timeout = args.gradient_compression == "fp16", 60 * args.sync_timeout
-    with process_group.start(args.sync, args.num_gpus, half, timeout) as group:
+    with process_group.start(args.sync, args.num_gpus, half, timeout) as group, explaining_memory():
         seed = args.seed if group.is_main_process else 0
         args.seed = args.settings["seed"] = int(group.sum("seed", [seed])[0])
         yield group

@@ -15,7 +15,7 @@ import mxnet as mx
 import numpy as np
 from mxnet import gluon
 
-from base.devices import contexts
+from base.devices import contexts, explaining_memory
 from base.errors import UserError, WorkerLost, report
 from training.distributed.launcher import launch_info
 
@@ -178,7 +178,8 @@ class ProcessGroup(SingleProcess):
             if self.signals and (waited > self._timeout or min(waited, self.signals.age()) > GRACE):
                 raise WorkerLost(f"worker {self.rank} has lost the others: no answer for {waited:.0f} s")
         try:
-            future.result()
+            with explaining_memory():
+                future.result()
         except mx.base.MXNetError as error:
             reason = str(error).strip().splitlines()[-1]
             raise WorkerLost(f"worker {self.rank} has lost the others: {reason}") from None
