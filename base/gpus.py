@@ -68,5 +68,5 @@ def check_gpu(gpu):
     age = "old" if gpu.major < OLDEST else "new"
     raise UserError(
         f"GPU {gpu.index}, {gpu.name}, is too {age}: its compute capability is {gpu.major}.{gpu.minor}, and "
-        f"mxnet-cu112 has code for {OLDEST}.0 to {NEWEST}.9; CUDA_VISIBLE_DEVICES can hide it, and --num-gpus 0 trains on the CPU"
+        f"mxnet-cu112 has code for {OLDEST}.0 to {NEWEST}.9; CUDA_VISIBLE_DEVICES can hide it, --num-gpus 0 is the CPU"
     )

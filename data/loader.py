@@ -4,6 +4,7 @@ Which images form a batch and how each is cropped and mirrored are functions of 
 given the choices with the bytes, and itself only decodes, cuts and normalizes, on a CPU or a GPU.
 """
 
+import ctypes
 import functools
 import re
 from collections import namedtuple
@@ -12,7 +13,6 @@ from pathlib import Path
 import mxnet as mx
 import numpy as np
 from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.plugin.mxnet import feed_ndarray
 
 from base.devices import is_out_of_memory
 from base.errors import UserError
@@ -152,9 +152,7 @@ class Loader:
             if is_out_of_memory(error):
                 raise
             raise self._explained(error, epoch, step) from None
-        array = mx.nd.empty(tensor.shape(), ctx=self._context)
-        feed_ndarray(tensor, array)
-        return array
+        return copied(tensor, self._context)
 
     def _explained(self, error, epoch, step):
         """A `UserError` for what DALI raised, which names no image: one of those fed from (epoch, step) on."""
@@ -242,6 +240,22 @@ class ShardedLoader:
     def epoch(self, epoch, first_step=0):
         """Iterate over an epoch's steps: tuples of one `Batch` for each device."""
         return zip(*(loader.epoch(epoch, first_step) for loader in self._loaders))
+
+
+def copied(tensor, context):
+    """The contents of one of DALI's tensors, of float32 and on the same device, as an NDArray.
+
+    A GPU copies on a stream of DALI's, which MXNet's streams do not wait for, and MXNet's engine does not know that
+    anything writes the array. So the copy has ended when this returns; DALI's own function for MXNet only begins it.
+    What that waits for is DALI's stream and nothing of MXNet's: the array is new, so that nobody can be using it.
+    """
+    array, pointer = mx.nd.empty(tensor.shape(), ctx=context), ctypes.c_void_p()
+    mx.base.check_call(mx.base._LIB.MXNDArrayGetData(array.handle, ctypes.byref(pointer)))
+    if context.device_type == "gpu":
+        tensor.copy_to_external(pointer, None, non_blocking=False)
+    else:
+        tensor.copy_to_external(pointer)
+    return array
 
 
 @pipeline_def

@@ -1,5 +1,6 @@
 """Batches: a fresh permutation every epoch, disjoint shards, exact validation, repeatable to the bit."""
 
+import ctypes
 import itertools
 
 import mxnet as mx
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.loader import Loader, LoaderOptions, Shard, ShardedLoader
+from data.loader import Loader, LoaderOptions, Shard, ShardedLoader, copied
 from data.records import Records
 
 
@@ -172,3 +173,20 @@ def test_an_image_that_cannot_be_decoded_is_an_error_in_one_line(tmp_path, numbe
     with pytest.raises(UserError, match="cannot be decoded") as raised:
         labels_of(make_loader(dataset, training=False))
     assert "\n" not in str(raised.value)
+
+
+def test_a_gpus_copy_has_ended_when_mxnet_gets_the_array(monkeypatch):
+    class Tensor:
+        def shape(self):
+            return [2, 3]
+
+        def copy_to_external(self, pointer, cuda_stream=None, non_blocking=False):
+            self.waited = not non_blocking
+            (ctypes.c_float * 6).from_address(pointer.value)[:] = range(6)
+
+    tensor, device = Tensor(), mx.cpu()
+    monkeypatch.setattr(mx.Context, "device_type", "gpu")
+    array = copied(tensor, device)
+    assert tensor.waited
+    monkeypatch.undo()
+    np.testing.assert_array_equal(array.asnumpy(), [[0, 1, 2], [3, 4, 5]])
