@@ -1,6 +1,7 @@
 """One worker of the tests of workers in step: a small network learns the digits, without chance in its images.
 
 sync_worker.py steps FOLDER [flags]    20 training steps; its parameters then are FOLDER/RANK.npz
+sync_worker.py masters FOLDER          no step: the state of a network in half precision that begins
 sync_worker.py fit FOLDER [flags]      a whole training with its run in FOLDER
 """
 
@@ -28,11 +29,27 @@ def main():
     from training.commands import join_group, train
 
     with join_group(args) as group:
+        if what == "masters":
+            begin_in_half_precision(small_net(), group, args, Path(folder))
+            return
         dataset = group.main_process_first(functools.partial(open_digits, args.data_dir))
         if what == "steps":
             take_steps(small_net(), dataset._replace(training_crop=WholeImage()), group, args, Path(folder))
         else:
             train(small_net, dataset, "small", group, args)
+
+
+def begin_in_half_precision(net, group, args, folder):
+    import mxnet as mx
+    import numpy as np
+
+    from training.learner import initialize
+    from training.state import TrainingState
+
+    mx.random.seed(args.seed + group.rank)  # processes that begin differently
+    initialize(net, group.devices, mx.init.Xavier(), "float16")
+    trainer = group.trainer(net.collect_params(), "nag", {"momentum": 0.9, "multi_precision": True})
+    np.savez(folder / f"{group.rank}.npz", **TrainingState(net, trainer, group).gather({}))
 
 
 def take_steps(net, dataset, group, args, folder):
@@ -50,7 +67,6 @@ def take_steps(net, dataset, group, args, folder):
     freeze_normalization(net)
     trainer = group.trainer(net.collect_params(), *optimizer_options(args))
     state = TrainingState(net, trainer, group)
-    group.broadcast(net)
     trainer.set_learning_rate(args.lr)
     batches = make_loader(dataset, "train", group, args).epoch(0)
     for _, (batch,) in zip(range(STEPS), batches):

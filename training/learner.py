@@ -9,11 +9,12 @@ from base.errors import WorkerLost
 from data.randomness import generator
 from model.onednn import forget_graph, hybridize
 from training.averages import Averages
+from training.loss_scale import LossScale
 from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
 from training.state import TrainingState
 
-__all__ = ["Learner", "NotFinite", "initialize", "train_step", "validate"]
+__all__ = ["GradientNotFinite", "Learner", "NotFinite", "initialize", "train_step", "validate"]
 
 GROUP = 100  # arrays in one call of an operator that has room for 200
 
@@ -23,6 +24,10 @@ INITIALIZER = mx.init.MSRAPrelu(factor_type="in", slope=0)
 
 class NotFinite(FloatingPointError):
     """A step whose loss or gradient is not finite, and which was not taken."""
+
+
+class GradientNotFinite(NotFinite):
+    """A step whose gradient is not finite though its loss is."""
 
 
 class Learner:
@@ -61,13 +66,14 @@ class Learner:
         )
         self._forward = Recomputation(self.net) if memory_saving else self.net
         self.trainer = group.trainer(self.net.collect_params(), *optimizer)
-        self.state = TrainingState(self.net, self.trainer, group)
-        group.broadcast(self.net)
+        loss_scale = LossScale() if "float16" in (dtype, group.gradient_dtype) else None
+        self.state = TrainingState(self.net, self.trainer, group, loss_scale)
 
     def step(self, examples, learning_rate, epoch, step):
         """One update from a `data.mixup.Example` on each device.
 
-        Returns {name: NDArray (N,)} of what was found of the images, for each device.
+        Returns {name: NDArray (N,)} of what was found of the images, for each device; none where gradients overflowed,
+        so that nothing was changed but the scale of the loss.
 
         Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite.
         """
@@ -76,10 +82,15 @@ class Learner:
         mx.random.seed(int(draw.integers(2**31)))
         self.trainer.set_learning_rate(learning_rate)
         shares = [(example.images.astype(self._dtype, copy=False), example.smoothed) for example in examples]
+        scale = self.state.loss_scale
         try:
-            outputs, losses = train_step(self._forward, self.trainer, shares, self.group)
+            outputs, losses = train_step(self._forward, self.trainer, shares, self.group, scale.value if scale else 1.0)
         except NotFinite as error:
+            if scale and isinstance(error, GradientNotFinite) and scale.on_overflow():
+                return []
             raise NotFinite(f"{error}; {describe(shares)}; learning rate {learning_rate:g}") from None
+        if scale:
+            scale.on_good_step()
         return [
             {"loss": loss, **{name: metric(output, example.targets) for name, metric in TRAINING_METRICS.items()}}
             for example, output, loss in zip(examples, outputs, losses)
@@ -111,12 +122,13 @@ def copy_parameters(net, evaluation_net):
     forget_graph(evaluation_net)
 
 
-def train_step(net, trainer, shares, group):
+def train_step(net, trainer, shares, group, scale=1.0):
     """One update from one batch a device, of a network or its `Recomputation`.
 
     ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
-    (N, classes). Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is
-    that of the mean loss over all images of all processes' devices.
+    (N, classes). The loss is multiplied by ``scale`` for the backward pass, and the update divides by it again. Returns,
+    for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is that of the mean loss
+    over all images of all processes' devices.
 
     Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite. Both are looked
     at: after a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
@@ -128,7 +140,7 @@ def train_step(net, trainer, shares, group):
         outputs = [net(images).astype("float32") for images, _ in shares]
         losses = [target_loss(output, targets) for output, (_, targets) in zip(outputs, shares)]
     mx.nd.waitall()  # for the copies: the engine does not know that the backward pass changes the statistics
-    autograd.backward(losses)
+    autograd.backward(losses, [mx.nd.full(loss.shape, scale, loss.context) for loss in losses])
     if isinstance(net, Recomputation):
         net.backward()
     images = group.size * sum(len(loss) for loss in losses)
@@ -139,7 +151,7 @@ def train_step(net, trainer, shares, group):
         for value, old in zip(statistics, before):
             value[:] = old
         raise
-    trainer.update(images)
+    trainer.update(images * scale)
     return outputs, losses
 
 
@@ -150,7 +162,7 @@ def check_finite(trainer, losses, images, group):
     if not math.isfinite(loss):
         raise NotFinite(f"the loss is {loss / images}")
     if not math.isfinite(norm):
-        raise NotFinite(f"the gradient's norm is {norm}")
+        raise GradientNotFinite(f"the gradient's norm is {norm}")
 
 
 def squared_norm(trainer):

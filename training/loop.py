@@ -69,7 +69,10 @@ def train_epoch(learner, run, loader, transform, learning_rate):
             except NotFinite as error:
                 run.on_not_finite(error)
             else:
-                progress.skipped = 0
+                if found:
+                    progress.skipped = 0
+                else:
+                    run.on_overflow(learner.state.loss_scale)
                 for figures in found:
                     progress.averages.add(figures)
             progress.averages.collect(behind=len(batches))

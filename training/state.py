@@ -18,10 +18,18 @@ class TrainingState:
     trainer : gluon.Trainer
         Its parameters', with ``update_on_kvstore=False``.
     group : training.distributed.process_group.SingleProcess
-        What the statistics of other processes come by.
+        What the first process's parameters reach all others by, and what the statistics of other processes come by.
+    loss_scale : training.loss_scale.LossScale, optional
+        Of a training in half precision.
+
+    Attributes
+    ----------
+    loss_scale : training.loss_scale.LossScale or None
     """
 
-    def __init__(self, net, trainer, group):
+    def __init__(self, net, trainer, group, loss_scale=None):
+        self.loss_scale = loss_scale
+        group.broadcast(net)  # before the optimizer's float32 copies of the parameters are made
         trainer.allreduce_grads()  # the first call, which gives every replica the first one's values: not after restore
         self._trainer, self._group = trainer, group
         self._shared, self._statistics = {}, {}  # name: its array on each device

@@ -61,11 +61,14 @@ class SingleProcess:
         Which process this is, of how many.
     local_rank : int
         Which of those on this machine.
+    gradient_dtype : str
+        Of gradients on their way.
     signals : training.run.signals.StopSignals or None
         Of a training that has begun. Before, the others are waited for as long as it takes.
     """
 
     rank, size, local_rank = 0, 1, 0
+    gradient_dtype = "float32"
     signals = None
 
     def __init__(self, devices):
@@ -146,7 +149,9 @@ class ProcessGroup(SingleProcess):
             raise UserError(f"--sync needs {self.module} ({error}): bash {self.installer} installs it") from None
         if num_gpus > 1:
             raise UserError(f"--num-gpus {num_gpus}: a worker has one GPU; have more workers started instead")
-        self._half, self._timeout = half, timeout
+        self._timeout = timeout
+        if half:
+            self.gradient_dtype = "float16"
         self._waiting = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._arrays, self._over = {}, False
         self._engine.init()
@@ -185,7 +190,7 @@ class ProcessGroup(SingleProcess):
             raise WorkerLost(f"worker {self.rank} has lost the others: {reason}") from None
 
     def trainer(self, parameters, optimizer, options):
-        return SummingTrainer(self, self._half, parameters, optimizer, options)
+        return SummingTrainer(self, self.gradient_dtype == "float16", parameters, optimizer, options)
 
     def broadcast(self, net):
         for number, parameter in enumerate(net.collect_params().values()):

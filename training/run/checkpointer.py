@@ -58,6 +58,8 @@ class Checkpointer:
         if (steps != steps[0]).any():
             raise UserError("the workers found different checkpoints: they need one --log-dir that all of them see")
         self._state.check(checkpoint.layout)
+        if self._state.loss_scale and "loss_scale" in checkpoint.facts:
+            self._state.loss_scale.restore(checkpoint.facts["loss_scale"])
         self._read(checkpoint, resumed.updates)
         self._saved_at = self._now()
         if not self._group.is_main_process:
@@ -102,6 +104,7 @@ class Checkpointer:
             **self._facts,
             "position": {**self._progress.to_json(), "averages": averages.sums()},
             "updates": self._state.updates,
+            **({"loss_scale": self._state.loss_scale.to_json()} if self._state.loss_scale else {}),
             "sizes": self._files.flush(),
         }
         self.path = self._checkpoints.save(arrays, facts, self.path)

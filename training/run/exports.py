@@ -3,6 +3,8 @@
 import os
 import shutil
 
+import mxnet as mx
+
 from base.devices import in_own_thread
 from base.files import fsync, writing
 
@@ -10,7 +12,7 @@ __all__ = ["Exports"]
 
 
 class Exports:
-    """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params.
+    """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params, in float32 always.
 
     Parameters
     ----------
@@ -33,7 +35,7 @@ class Exports:
             names.append(f"epoch-{epoch:04d}.params")
         # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
         with open(os.memfd_create("params"), "w+b") as memory:
-            net.save_parameters(f"/proc/self/fd/{memory.fileno()}")
+            mx.nd.save(f"/proc/self/fd/{memory.fileno()}", parameters_of(net))
             for name in names:
                 memory.seek(0)
                 self._write(memory, self._folder / name)
@@ -50,3 +52,12 @@ class Exports:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def parameters_of(net):
+    """A network's parameters as its ``save_parameters`` has them, {name: NDArray}, in float32 whatever its own type.
+
+    So they load into a network that nobody has cast.
+    """
+    named = net._collect_params_with_prefix()
+    return {name: parameter._reduce().astype("float32", copy=False) for name, parameter in named.items()}

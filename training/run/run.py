@@ -188,6 +188,10 @@ class Run:
             "--nan-action skip or a lower --lr may help"
         )
 
+    def on_overflow(self, loss_scale):
+        """A step was left out because gradients overflowed, which is no accident: say what the `LossScale` is."""
+        self._logger.info(f"gradients overflowed at {self.where()}: the scale of the loss is {loss_scale.value:g} now")
+
     def on_worker_lost(self, error):
         """The other processes do not answer, as a WorkerLost says: save what this one knows, and raise it again."""
         if not self._group.is_main_process:
