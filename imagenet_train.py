@@ -17,13 +17,15 @@ from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
 from training.flags import UNITS, parse_arguments, training_parser
 
-# Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
-# divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
-# 0.1 for every 256 images of a step: 0.025 for the 64 of one device.
+# Epochs of 1,281,167 images. The paper (arXiv 1704.06904, section 4.2) has rate 0.1, divided by 10 after 200,000,
+# 400,000 and 500,000 of 530,000 iterations, and no batch size. An author had 32 images a card (github.com/fwang91/
+# residual-attention-network/issues/3). That there were 8 cards is inferred: 256 images make these iterations epochs 40,
+# 80, 100 and 106, the usual length. The tricks are those of arXiv 1812.01187, whose rate is 0.1 for every 256 images of
+# a step, 0.025 for the 64 of one device, and which trains 200 epochs with mixup (section 5.4).
 RECIPES = {
-    "paper": {"epochs": 27, "lr_steps": "10,20,25"},
+    "paper": {"epochs": 106, "batch_size": 32, "lr_steps": "40,80,100"},
     "tricks": {
-        "epochs": 120,
+        "epochs": 200,
         "lr": 0.025,
         "lr_mode": "cosine",
         "warmup_epochs": 5,
@@ -36,8 +38,9 @@ RECIPES = {
     },
 }
 
-RECIPE_HELP = """whose defaults the other flags have: the paper's, or the tricks of arXiv 1812.01187, whose --lr is 0.1
-for every 256 images of a step, and so 0.025 for 64 on one device: give --lr where there are more"""
+RECIPE_HELP = """whose defaults the other flags have: the paper's, whose --lr of 0.1 is for 8 devices of 32 images, or
+the tricks of arXiv 1812.01187, whose 0.025 is for one device of 64; give --lr, 0.1 for every 256 images a step, where
+there are more or fewer"""
 
 
 def flags():

@@ -183,3 +183,16 @@ def test_a_run_is_not_gone_on_with_to_evaluate(saved, capsys):
     with pytest.raises(SystemExit) as raised:
         parse_with_model(*saved({}), "--eval-only")
     assert raised.value.code == 2 and "--eval-only contradicts" in capsys.readouterr().err
+
+
+def test_recipes_are_for_the_images_a_step_that_their_rate_is_for(monkeypatch):
+    import imagenet_train
+
+    monkeypatch.setattr(sys, "argv", ["imagenet_train.py"])
+    paper = parse_arguments(imagenet_train.flags(), [])
+    assert (paper.batch_size, paper.lr, paper.epochs, paper.lr_steps) == (32, 0.1, 106, [40, 80, 100])
+    for iterations, epoch in zip((200e3, 400e3, 500e3, 530e3), (*paper.lr_steps, paper.epochs)):
+        assert round(iterations * 8 * paper.batch_size / 1281167) == epoch
+    monkeypatch.setattr(sys, "argv", ["imagenet_train.py", "--recipe", "tricks"])
+    tricks = parse_arguments(imagenet_train.flags(), ["--recipe", "tricks"])
+    assert (tricks.mix_up, tricks.epochs, tricks.lr) == (1, 200, 0.1 * tricks.batch_size / 256)

@@ -23,7 +23,7 @@ from training.loop import fit
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.progress import TrainingProgress
-from training.run.run import Run, RunOptions
+from training.run.run import Run, RunOptions, what_changes
 from training.schedule import learning_rates
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
@@ -391,3 +391,24 @@ def test_too_many_bad_losses_in_a_row_stop(tmp_path, digits, monkeypatch):
         train(tmp_path, digits, *FLAGS, "--nan-action", "skip", "--run-name", "run", limit=104)
     manifest = json.loads((Checkpoints(tmp_path / "params" / "run").paths()[0] / "manifest.json").read_text())
     assert manifest["facts"]["updates"] == 0
+
+
+def test_other_devices_are_said_with_what_they_change(tmp_path, digits, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((1, 1)))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    train(tmp_path / "copy", digits, "--resume", "run", devices=2)  # half the images on each
+    assert "workers x devices: 1 x 2 instead of 1 x 1; a step has 8 images as before" in capsys.readouterr().out
+    train(tmp_path, digits, "--resume", "run", devices=2, share=8)
+    said = [line for line in capsys.readouterr().out.splitlines() if "workers x devices" in line]
+    assert len(said) == 1 and "a step has 16 images instead of 8" in said[0] and "rate is the same" in said[0]
+
+
+def test_as_many_devices_and_strangers_are_nothing_to_say():
+    now = {"workers": 2, "devices": 1, "images": 16}
+    assert what_changes(now, dict(now)) is None
+    for then in (None, [], {}, {**now, "images": "16"}, {"workers": 1}):
+        assert what_changes(then, now) is None
+    assert what_changes({**now, "workers": 4, "images": 32}, now).startswith(
+        "workers x devices: 2 x 1 instead of 4 x 1"
+    )

@@ -126,9 +126,10 @@ def train_step(net, trainer, shares, group, scale=1.0):
     """One update from one batch a device, of a network or its `Recomputation`.
 
     ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
-    (N, classes). The loss is multiplied by ``scale`` for the backward pass, and the update divides by it again. Returns,
-    for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is that of the mean loss
-    over all images of all processes' devices.
+    (N, classes). The loss is multiplied by ``scale`` for the backward pass, and the update divides by it again.
+
+    Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is that of the
+    mean loss over all images of all processes' devices.
 
     Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite. Both are looked
     at: after a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.

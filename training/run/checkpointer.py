@@ -24,8 +24,8 @@ class Checkpointer:
         Kept up to date by the training.
     group : training.distributed.process_group.SingleProcess
     facts : dict
-        What every checkpoint says of the training besides, JSON values: "settings", its flags, and "data", what
-        identifies its images.
+        What every checkpoint says of the training besides, JSON values: "settings", its flags, "data", what
+        identifies its images, and "devices", on how many it ran.
     minutes : float
         Between the checkpoints within an epoch.
 

@@ -15,7 +15,7 @@ from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
 from training.run.signals import StopSignals
 
-__all__ = ["Run", "RunOptions"]
+__all__ = ["Run", "RunOptions", "what_changes"]
 
 SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
 
@@ -109,7 +109,8 @@ class Run:
         """
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
-        facts = {"settings": self._settings, "data": data}
+        devices = {"workers": self._group.size, "devices": len(self._group.devices), "images": loader.batch_size}
+        facts = {"settings": self._settings, "data": data, "devices": devices}
         self._checkpointer = Checkpointer(
             self._files, learner.state, self.progress, self._group, facts, self._options.checkpoint_minutes
         )
@@ -118,6 +119,8 @@ class Run:
             self._exports = Exports(self._files.params, self._options.save_period)
         if self._resumed:
             self._restore(learner)
+            if said := what_changes(self._resumed.checkpoint.facts.get("devices"), devices):
+                self._logger.info(said)
         else:
             self._begin(loader, transform)
 
@@ -243,3 +246,23 @@ class Run:
         elsewhere = [] if log_dir == DEFAULT_LOG_DIR else ["--log-dir", log_dir]
         command = shlex.join(["python3", sys.argv[0], "--resume", self._files.name, *elsewhere])
         return command if self._group.size == 1 else f"{command} (by the same launcher)"
+
+
+def what_changes(then, now):
+    """A line about a run that goes on with other devices, None where they are as many.
+
+    Parameters
+    ----------
+    then, now : dict
+        {"workers": processes, "devices": of each, "images": of a step of all}. ``then`` is a checkpoint's, which may
+        be a stranger's or have none.
+    """
+    if not isinstance(then, dict) or any(type(then.get(name)) is not int for name in now) or then == now:
+        return None
+    before, after = (f"{facts['workers']} x {facts['devices']}" for facts in (then, now))
+    if then["images"] == now["images"]:
+        return f"workers x devices: {after} instead of {before}; a step has {now['images']} images as before"
+    return (
+        f"workers x devices: {after} instead of {before}; a step has {now['images']} images instead of "
+        f"{then['images']}, an epoch accordingly more or fewer steps, and the learning rate is the same"
+    )
