@@ -1,0 +1,373 @@
+"""Whether everything holds on this machine's GPUs, or with --cpu on its CPU: a table, a line a check, and a report.
+
+Each check is a process of its own, so that one that crashes is a line of the table like any other.
+"""
+
+import csv
+import importlib.metadata
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import namedtuple
+from pathlib import Path
+
+from base.errors import run_command
+from base.files import file_digest, writing
+from base.flags import HelpFormatter, OneLineParser
+from base.text import one_line
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("mxnet", "mxnet-cu112", "nvidia-dali-cuda110", "nvidia-cudnn-cu11", "numpy", "horovod", "byteps")
+
+PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
+LONGEST = 400  # seconds of one process
+
+DIGITS = ("--dataset", "digits", "--num-layers", 56, "--batch-size", 16, "--lr", 0.03, "--lr-mode", "cosine")
+DIGITS += ("--warmup-epochs", 0.2, "--epsilon", 0.1, "--seed", 1, "--log-interval", 10)
+
+# Settings whose worth a GPU must tell: {name: (environment, flags)}. The speed with each stands beside that without.
+SETTINGS = {
+    "as it is": ({}, ()),
+    "CUDA graphs": ({"MXNET_ENABLE_CUDA_GRAPHS": "1"}, ()),
+    "longer bulks": (
+        {"MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_FWD": "999", "MXNET_EXEC_BULK_EXEC_MAX_NODE_TRAIN_BWD": "999"},
+        (),
+    ),
+    "no fused operators": ({"MXNET_USE_FUSION": "0"}, ()),
+    "plain SGD in groups of 60": ({"MXNET_OPTIMIZER_AGGREGATION_SIZE": "60"}, ("--optimizer", "sgd")),
+    "--float16": ({}, ("--float16",)),
+}
+
+Check = namedtuple("Check", ["name", "result", "figure"])
+Check.__doc__ = """A line of the table.
+
+name, figure : str
+result : str
+    PASSED, FAILED or IMPOSSIBLE.
+"""
+
+
+class Failure(Exception):
+    """A check that failed, with the figure or the line that says so."""
+
+
+class Impossible(Exception):
+    """A check that this machine cannot make, with the reason."""
+
+
+class Machine:
+    """What the checks run on.
+
+    Parameters
+    ----------
+    num_gpus : int
+        0 is the CPU.
+    folder : pathlib.Path
+        For runs and data, which are removed in the end.
+
+    Attributes
+    ----------
+    num_gpus : int
+    folder : pathlib.Path
+    log : list of str
+        What went wrong, for the report.
+    """
+
+    def __init__(self, num_gpus, folder):
+        self.num_gpus, self.folder, self.log = num_gpus, folder, []
+
+    def run(self, *command, **environ):
+        """A command's standard output. Raises Failure, with its last line, where it fails."""
+        try:
+            done = subprocess.run(
+                list(map(str, command)),
+                cwd=ROOT,
+                env={**os.environ, **environ},
+                capture_output=True,
+                text=True,
+                timeout=LONGEST,
+            )
+        except subprocess.TimeoutExpired:
+            raise Failure(f"no end after {LONGEST} s") from None
+        if done.returncode:
+            self.log += ["$ " + " ".join(map(str, command)), done.stdout[-4000:], done.stderr[-4000:]]
+            lines = (done.stderr.strip() or done.stdout.strip() or "without a word").splitlines()
+            raise Failure(f"exit status {done.returncode}: {one_line(lines[-1])[:150]}")
+        return done.stdout
+
+    def command(self, name, *flags):
+        """The command that trains a run called ``name`` on digits."""
+        run = ("--run-name", name, "--log-dir", self.folder, "--data-dir", self.folder / "sets")
+        gpus = ("--num-gpus", min(self.num_gpus, 1))
+        return [*map(str, (sys.executable, "cifar10_train.py", *DIGITS, *gpus, *run, *flags))]
+
+    def train(self, name, *flags, **environ):
+        """Train a run on digits. Returns the rows of its CSV."""
+        self.run(*self.command(name, *flags), **environ)
+        with open(self.folder / "text" / f"{name}.csv") as file:
+            return list(csv.DictReader(file))
+
+
+def check_versions(machine):
+    installed = []
+    for package in PACKAGES:
+        try:
+            installed.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"Python {platform.python_version()}, {', '.join(installed)}"
+
+
+def check_devices(machine):
+    code = "from base.runtime import prepare_mxnet; prepare_mxnet(use_gpus={}); import mxnet as mx; " + (
+        "print(mx.context.num_gpus(), mx.nd.ones(3, ctx={}).sum().asscalar())"
+    )
+    gpus = machine.num_gpus > 0
+    answer = machine.run(sys.executable, "-c", code.format(gpus, "mx.gpu(0)" if gpus else "mx.cpu()")).split()
+    if answer[-1] != "3.0":
+        raise Failure(f"1 + 1 + 1 = {answer[-1]}")
+    if not gpus:
+        return f"CPU, {len(os.sched_getaffinity(0))} threads"
+    described = machine.run(
+        "nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"
+    )
+    return f"{answer[0]} GPUs: {'; '.join(described.split(chr(10))).rstrip('; ')}"
+
+
+def check_tests(machine, chosen):
+    """The tests of tests/test_gpu.py with a name, on the machine's device."""
+    device = "gpu" if machine.num_gpus else "cpu"
+    command = (sys.executable, "-m", "pytest", "-q", "tests/test_gpu.py", "-k", chosen, "-p", "no:cacheprovider")
+    printed = machine.run(*command, f"--basetemp={machine.folder / 'pytest'}", RAN_CHECK_DEVICE=device)
+    return printed.strip().splitlines()[-1]
+
+
+def check_operators(machine):
+    return check_tests(machine, "operators")
+
+
+def check_half_operators(machine):
+    require_gpus(machine, 1)
+    return check_tests(machine, "half")
+
+
+def check_loader(machine):
+    return check_tests(machine, "batches")
+
+
+def require_gpus(machine, count):
+    if machine.num_gpus == 0:
+        raise Impossible("MXNet has no float16 matrix product on a CPU" if count == 1 else "no GPU")
+    if machine.num_gpus < count:
+        raise Impossible(f"{machine.num_gpus} GPU")
+
+
+def learns(machine, name, *flags):
+    """Train on digits as the demo does, on a CPU for an epoch of a third of the images."""
+    flags, least = (("--epochs", 3, *flags), 0.97) if machine.num_gpus else (("--epochs", 2, "--limit", 480), 0.5)
+    accuracy = max(float(row["val_accuracy"]) for row in machine.train(name, *flags))
+    if accuracy < least:
+        raise Failure(f"accuracy {accuracy:.4f}, below {least}")
+    return f"accuracy {accuracy:.4f}, at least {least} wanted"
+
+
+def check_learning(machine):
+    return learns(machine, "float32")
+
+
+def check_half_learning(machine):
+    require_gpus(machine, 1)
+    return learns(machine, "float16", "--float16")
+
+
+def check_resuming(machine):
+    """A run that is killed and resumed ends as one that was left alone: on a CPU to the bit, on a GPU with its rows."""
+    flags = ("--epochs", 2, "--limit", 64, "--checkpoint-minutes", 0)
+    rows = machine.train("whole", *flags)
+    process = subprocess.Popen(
+        machine.command("killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoint, until = machine.folder / "params" / "killed" / "checkpoint-000003", time.monotonic() + LONGEST
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise Failure("the training ended before it was killed")
+    machine.run(sys.executable, "cifar10_train.py", "--resume", "killed", "--log-dir", machine.folder)
+    digests = [file_digest(machine.folder / "params" / name / "last.params") for name in ("whole", "killed")]
+    with open(machine.folder / "text" / "killed.csv") as file:
+        resumed = list(csv.DictReader(file))
+    if [row["epoch"] for row in resumed] != [row["epoch"] for row in rows]:
+        raise Failure("rows of the CSV are missing or doubled")
+    if machine.num_gpus == 0 and digests[0] != digests[1]:
+        raise Failure("the parameters are not those of the run that was left alone")
+    return f"killed at its second step; same rows, {'same' if digests[0] == digests[1] else 'other'} bits at the end"
+
+
+def check_horovod(machine):
+    return in_step(machine, "horovod", [sys.executable, "-m", "horovod.runner.launch", "-np", 2, "--gloo"])
+
+
+def check_byteps(machine):
+    require_gpus(machine, 2)
+    return in_step(machine, "byteps", [sys.executable, "scripts/launch.py", "--num-gpus", 2])
+
+
+def in_step(machine, engine, launcher):
+    """Two workers take the steps of one with all the images."""
+    try:
+        importlib.metadata.version(engine)
+    except importlib.metadata.PackageNotFoundError:
+        raise Impossible(f"{engine} is not installed; scripts/install_{engine}.sh installs it") from None
+    if machine.num_gpus == 1:
+        raise Impossible("one GPU alone")
+    import numpy as np
+
+    worker = [sys.executable, "tests/sync_worker.py", "steps"]
+    parameters, threads = {}, {"OMP_NUM_THREADS": "1"}
+    for name, command, images in (("one", worker, 16), ("two", [*launcher, *worker], 8)):
+        folder = machine.folder / f"{engine}-{name}"
+        folder.mkdir()
+        gpus = ("--num-gpus", min(machine.num_gpus, 1))
+        machine.run(*command, folder, "--data-dir", machine.folder / "sets", "--batch-size", images, *gpus, **threads)
+        with np.load(folder / "0.npz") as file:
+            parameters[name] = {key: value for key, value in file.items() if key.startswith("parameters/")}
+    difference = max(np.abs(value - parameters["two"][key]).max() for key, value in parameters["one"].items())
+    least = 1e-3 if machine.num_gpus else 1e-5
+    if not difference <= least:
+        raise Failure(f"after 20 steps parameters differ by {difference:.2g}")
+    return f"after 20 steps parameters differ by {difference:.2g} at most"
+
+
+def watched(machine, name, *flags, **environ):
+    """(images/s of a run's last epoch, what nvidia-smi saw of it in words)."""
+    seen, command = [], None
+    if machine.num_gpus:
+        query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop-ms=500", "--id=0")
+        command = subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, text=True)
+    try:
+        rows = machine.train(name, *flags, **environ)
+    finally:
+        if command:
+            command.terminate()
+            seen = [list(map(int, re.findall(r"\d+", line))) for line in command.communicate()[0].splitlines()]
+    half = [pair for pair in seen[len(seen) // 2 :] if len(pair) == 2]
+    words = ""
+    if half:
+        busy = sum(pair[0] for pair in half) / len(half)
+        words = f", GPU {busy:.0f} % busy, {max(pair[1] for pair in half)} MB"
+    return float(rows[-1]["images_per_second"]), words
+
+
+def speed(machine, layers, batch):
+    flags = ("--epochs", 2, "--num-layers", layers, "--batch-size", batch)
+    if machine.num_gpus == 0:
+        flags = (*flags, "--limit", 2 * batch)
+    images, words = watched(machine, f"speed-{layers}-{batch}", *flags)
+    return f"{images:.1f} images/s at batch {batch}{words}"
+
+
+def check_speed_56(machine):
+    return speed(machine, 56, 128 if machine.num_gpus else 32)
+
+
+def check_speed_92(machine):
+    return speed(machine, 92, 64 if machine.num_gpus else 16)
+
+
+def check_settings(machine):
+    """How fast a training is with each of SETTINGS, and those that make it at least 3 % faster."""
+    if machine.num_gpus == 0:
+        raise Impossible("these are settings for GPUs")
+    found = {}
+    for number, (name, (environ, flags)) in enumerate(SETTINGS.items()):
+        try:
+            images, _ = watched(machine, f"setting-{number}", "--epochs", 2, "--batch-size", 128, *flags, **environ)
+        except Failure as failure:
+            machine.log.append(f"{name}: {failure}")
+            continue
+        found[name] = images
+    if "as it is" not in found:
+        raise Failure("no training without a setting ended")
+    better = [name for name, images in found.items() if images > 1.03 * found["as it is"]]
+    figures = ", ".join(f"{name} {images:.0f}" for name, images in found.items())
+    return f"images/s: {figures}; worth setting: {', '.join(better) or 'none'}"
+
+
+CHECKS = {
+    "versions": check_versions,
+    "devices": check_devices,
+    "operators against the CPU": check_operators,
+    "operators in float16": check_half_operators,
+    "DALI against the CPU": check_loader,
+    "digits": check_learning,
+    "digits in float16": check_half_learning,
+    "a killed run resumed": check_resuming,
+    "Horovod, two workers": check_horovod,
+    "BytePS, two workers": check_byteps,
+    "Attention-56": check_speed_56,
+    "Attention-92": check_speed_92,
+    "settings": check_settings,
+}
+
+
+def checked(name, function, machine):
+    """The `Check` that a function of CHECKS makes."""
+    try:
+        return Check(name, PASSED, function(machine))
+    except Impossible as reason:
+        return Check(name, IMPOSSIBLE, str(reason))
+    except Failure as failure:
+        return Check(name, FAILED, str(failure))
+    except (OSError, ValueError, LookupError) as error:  # a file that should be there, a figure that is none
+        return Check(name, FAILED, f"{type(error).__name__}: {one_line(error)}")
+
+
+def count_gpus():
+    """How many GPUs the driver lists; 0 without one."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(re.findall(r"^GPU \d+", listed, re.MULTILINE))
+
+
+def parse_arguments():
+    parser = OneLineParser(description=__doc__.split("\n")[0], formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--cpu", action="store_true", help="check on the CPU all that can be checked there")
+    parser.add_argument("--report", default="log/check_gpu.txt", help="file with the table and what went wrong")
+    args = parser.parse_args()
+    args.num_gpus = 0 if args.cpu else count_gpus()
+    if args.num_gpus == 0 and not args.cpu:
+        parser.error("nvidia-smi lists no GPU here; --cpu checks what a CPU can")
+    return args
+
+
+def main():
+    args = parse_arguments()
+    lines, results, began = [], [], time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder, writing(args.report):
+        report = Path(args.report)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        machine = Machine(args.num_gpus, Path(folder))
+        for name, function in CHECKS.items():
+            started = time.monotonic()
+            check = checked(name, function, machine)
+            results.append(check.result)
+            line = f"{check.name:26} {check.result:18} {time.monotonic() - started:4.0f} s  {check.figure}"
+            lines.append(line)
+            print(line, flush=True)
+        summary = ", ".join(f"{results.count(kind)} {kind}" for kind in (PASSED, FAILED, IMPOSSIBLE))
+        lines.append(f"{summary}; {time.monotonic() - began:.0f} s")
+        report.write_text("\n".join([*lines, "", *machine.log]) + "\n", errors="backslashreplace")
+    print(f"{lines[-1]}; the report is {report}")
+    sys.exit(1 if FAILED in results else 0)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Tells whether everything holds on this machine's GPUs, in under ten minutes and without a data set: a table, a line a
+# check, a report to attach to an issue, and exit status 0 where nothing failed, 1 where something did.
+# scripts/check_gpu.sh --cpu checks on the CPU all that can be checked there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+[[ -x .venv/bin/python ]] || scripts/setup.sh
+exec .venv/bin/python -m scripts.check_gpu "$@"

@@ -1,0 +1,100 @@
+"""What scripts/check_gpu.sh asks of a device: the same numbers as the straightforward form on a CPU.
+
+They need a GPU, and are skipped without one. RAN_CHECK_DEVICE=cpu makes them ask the same of a CPU's fast form.
+"""
+
+import os
+
+import mxnet as mx
+import numpy as np
+import pytest
+from mxnet import autograd
+
+from base.devices import contexts
+from base.errors import UserError
+from data.augmentation import PaddedCrop
+from data.loader import Loader, LoaderOptions
+from model import get_attention_cifar, units
+from model.plain import make_plain
+from training.learner import INITIALIZER, initialize
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def device():
+    if os.environ.get("RAN_CHECK_DEVICE") == "cpu":
+        return mx.cpu()
+    try:
+        return contexts(1)[0]
+    except UserError:
+        pytest.skip("no GPU here (RAN_CHECK_DEVICE=cpu checks the CPU)")
+
+
+def outputs_and_gradients(net, device, dtype, size):
+    """Logits and, in the order of the parameters, gradients of a network after one step on two images."""
+    draw = np.random.default_rng(0)
+    images = mx.nd.array(draw.normal(size=(2, 3, size, size)), ctx=device, dtype=dtype)
+    with autograd.record():
+        logits = net(images).astype("float32")
+        loss = (logits * mx.nd.array(draw.normal(size=(2, 10)), ctx=device)).sum()
+    loss.backward()
+    named = net._collect_params_with_prefix()
+    gradients = {name: p.grad().astype("float32").asnumpy() for name, p in named.items() if p.grad_req != "null"}
+    return logits.asnumpy(), gradients
+
+
+def twins(device, dtype, unit):
+    """A network as it trains on a device, and the straightforward one on the CPU with the same parameters."""
+    net, plain = (get_attention_cifar(10, 56, unit=units[unit]) for _ in range(2))
+    make_plain(plain).initialize(mx.init.Zero())
+    mx.random.seed(3)
+    initialize(net, [device], INITIALIZER, dtype)
+    sources, targets = net._collect_params_with_prefix(), plain._collect_params_with_prefix()
+    for name, parameter in targets.items():
+        parameter.set_data(sources[name].data().as_in_context(mx.cpu()).astype("float32"))
+    return net, plain
+
+
+def difference(value, expected):
+    """How far arrays are apart, next to the size of what is expected."""
+    return float(np.linalg.norm(value - expected) / max(np.linalg.norm(expected), 1e-12))
+
+
+def assert_alike(device, dtype, size, unit, most):
+    net, plain = twins(device, dtype, unit)
+    logits, gradients = outputs_and_gradients(net, device, dtype, size)
+    expected, others = outputs_and_gradients(plain, mx.cpu(), "float32", size)
+    assert difference(logits, expected) < most
+    together, expected = (np.concatenate([array.ravel() for array in each.values()]) for each in (gradients, others))
+    assert gradients.keys() == others.keys()
+    assert difference(together, expected) < most
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_operators_give_a_cpus_outputs_and_gradients(device, size):
+    assert_alike(device, "float32", size, "bottleneck", 1e-2)
+
+
+@pytest.mark.parametrize("unit", ["resnext", "se"])
+def test_operators_of_other_units(device, unit):
+    assert_alike(device, "float32", 32, unit, 1e-2)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_half_precision_is_near_a_cpus(device, size):
+    if device.device_type == "cpu":
+        pytest.skip("MXNet has no float16 matrix product on a CPU")
+    assert_alike(device, "float16", size, "bottleneck", 0.2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batches_are_those_of_a_cpu(device, digits, training):
+    dataset = digits._replace(training_crop=PaddedCrop(4), mirror=True)
+    split = "train" if training else "test"
+    options = LoaderOptions(32, seed=5)
+    ours, others = (Loader(dataset, split, options, where, training) for where in (device, mx.cpu()))
+    for _, batch, expected in zip(range(3), ours.epoch(0), others.epoch(0)):
+        assert batch.images.context == device
+        np.testing.assert_array_equal(batch.labels.asnumpy(), expected.labels.asnumpy())
+        np.testing.assert_allclose(batch.images.asnumpy(), expected.images.asnumpy(), atol=0.05)
