@@ -111,7 +111,8 @@ class Loader:
             positions, count = self._positions(epoch, step)
             labels = self._labels(positions)
             self._due = self._after(epoch, step)
-            yield Batch(images, mx.nd.array(labels, ctx=self._context), count, (epoch, step, self._shard.index))
+            labels = mx.nd.array(labels).as_in_context(self._context)  # the engine's copy: the host does not wait
+            yield Batch(images, labels, count, (epoch, step, self._shard.index))
 
     def _start(self, epoch, step):
         self._fed = (epoch, step)

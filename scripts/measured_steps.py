@@ -3,7 +3,6 @@
 import time
 
 import mxnet as mx
-import numpy as np
 from mxnet.gluon import nn
 
 from scripts.measurements import input_shape, make_net
@@ -58,6 +57,7 @@ class MeasuredSteps:
         self._group, self._net, self._shape = group, initialize(net, group.devices, INITIALIZER), input_shape(args)
         self._trainer = group.trainer(net.collect_params(), *optimizer_options(args))
         group.broadcast(net)
+        group.wishes = lambda: [0, 0, 0]  # as many as those of `training.run.run.Run`
         self._trainer.set_learning_rate(0.01)
         self._targets = (mx.nd.arange(args.batch_size) % classes).one_hot(classes)
         self.gradients = [p.grad() for p in self._trainer._params if p.grad_req != "null"]
@@ -103,7 +103,6 @@ class MeasuredSteps:
         images = [mx.nd.random.normal(shape=self._shape, ctx=device) for device in self._group.devices]
         shares = [(i, self._targets.as_in_context(i.context)) for i in images]
         train_step(self._net, self._trainer, shares, self._group)
-        self._group.sum("wishes", np.zeros(3))  # as `training.run.run.Run.on_step_end` does it
         mx.nd.waitall()
 
 

@@ -29,12 +29,16 @@ class Averages:
         """Add a batch's ``figures``, {name: NDArray (N,)}."""
         self._pending.append({name: (len(values), values.sum()) for name, values in figures.items()})
 
+    def add_sums(self, sums):
+        """Add {name: (images, sum of their figures)}."""
+        for name, (count, total) in sums.items():
+            images, before = self._sums[name]
+            self._sums[name] = (images + count, before + total)
+
     def collect(self, behind=0):
         """Wait for all that was added but the last ``behind`` additions."""
         while len(self._pending) > behind:
-            for name, (count, total) in self._pending.popleft().items():
-                images, before = self._sums[name]
-                self._sums[name] = (images + count, before + total.asscalar())
+            self.add_sums({name: (count, total.asscalar()) for name, (count, total) in self._pending.popleft().items()})
 
     def sums(self):
         """{name: (images, sum)} of all that was added, which make the same `Averages` again."""

@@ -14,7 +14,7 @@ from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
 from training.state import TrainingState
 
-__all__ = ["GradientNotFinite", "Learner", "NotFinite", "initialize", "train_step", "validate"]
+__all__ = ["GradientNotFinite", "Learner", "NotFinite", "initialize", "take_step", "train_step", "validate"]
 
 GROUP = 100  # arrays in one call of an operator that has room for 200
 
@@ -72,8 +72,8 @@ class Learner:
     def step(self, examples, learning_rate, epoch, step):
         """One update from a `data.mixup.Example` on each device.
 
-        Returns {name: NDArray (N,)} of what was found of the images, for each device; none where gradients overflowed,
-        so that nothing was changed but the scale of the loss.
+        Returns {name: (images, sum over them)} of what was found of the images, for each device; none where gradients
+        overflowed, so that nothing was changed but the scale of the loss.
 
         Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite.
         """
@@ -83,17 +83,28 @@ class Learner:
         self.trainer.set_learning_rate(learning_rate)
         shares = [(example.images.astype(self._dtype, copy=False), example.smoothed) for example in examples]
         scale = self.state.loss_scale
+
+        def sums(outputs, losses):
+            figures = [
+                {"loss": loss, **{name: metric(output, example.targets) for name, metric in TRAINING_METRICS.items()}}
+                for example, output, loss in zip(examples, outputs, losses)
+            ]
+            return [values.sum() for found in figures for values in found.values()]
+
         try:
-            outputs, losses = train_step(self._forward, self.trainer, shares, self.group, scale.value if scale else 1.0)
+            _, losses, numbers = take_step(
+                self._forward, self.trainer, shares, self.group, scale.value if scale else 1.0, sums
+            )
         except NotFinite as error:
             if scale and isinstance(error, GradientNotFinite) and scale.on_overflow():
                 return []
             raise NotFinite(f"{error}; {describe(shares)}; learning rate {learning_rate:g}") from None
         if scale:
             scale.on_good_step()
+        names = ["loss", *TRAINING_METRICS]
         return [
-            {"loss": loss, **{name: metric(output, example.targets) for name, metric in TRAINING_METRICS.items()}}
-            for example, output, loss in zip(examples, outputs, losses)
+            {name: (len(loss), number) for name, number in zip(names, numbers[len(names) * device :])}
+            for device, loss in enumerate(losses)
         ]
 
     def update_evaluation_net(self):
@@ -122,59 +133,106 @@ def copy_parameters(net, evaluation_net):
     forget_graph(evaluation_net)
 
 
-def train_step(net, trainer, shares, group, scale=1.0):
+def train_step(net, trainer, shares, group):
     """One update from one batch a device, of a network or its `Recomputation`.
 
     ``shares`` has for every device the images (N, C, H, W), in the network's precision, and the loss's targets
-    (N, classes). The loss is multiplied by ``scale`` for the backward pass, and the update divides by it again.
+    (N, classes).
 
     Returns, for every device, the logits (N, classes) and the losses (N,), both float32; the gradient is that of the
     mean loss over all images of all processes' devices.
 
+    Raises what `take_step` raises.
+    """
+    outputs, losses, _ = take_step(net, trainer, shares, group)
+    return outputs, losses
+
+
+def take_step(net, trainer, shares, group, scale=1.0, figures=lambda outputs, losses: []):
+    """`train_step` with the loss multiplied by ``scale`` for the backward pass, by which the update divides again.
+
+    The host waits once: for the loss and the gradients' norm, when all of the step but the update has been given to the
+    engine, and for ``figures(outputs, losses)``, arrays of shape (1,). Returns their numbers too, as float32.
+
     Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite. Both are looked
     at: after a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
     """
-    frozen = [parameter for parameter in trainer._params if parameter.grad_req == "null"]
-    statistics = [value for parameter in frozen for value in parameter.list_data()]
-    before = [value.copy() for value in statistics]
+    kept = KeptStatistics(trainer)
     with autograd.record():
         outputs = [net(images).astype("float32") for images, _ in shares]
         losses = [target_loss(output, targets) for output, (_, targets) in zip(outputs, shares)]
-    mx.nd.waitall()  # for the copies: the engine does not know that the backward pass changes the statistics
-    autograd.backward(losses, [mx.nd.full(loss.shape, scale, loss.context) for loss in losses])
+    autograd.backward(losses, [kept.head_gradient(loss, scale) for loss in losses])
     if isinstance(net, Recomputation):
         net.backward()
     images = group.size * sum(len(loss) for loss in losses)
     try:
         trainer.allreduce_grads()
-        check_finite(trainer, losses, images, group)
+        loss = mx.nd.add_n(*(loss.sum().as_in_context(group.devices[0]) for loss in losses))
+        found = [array.as_in_context(group.devices[0]) for array in figures(outputs, losses)]
+        loss, (squares, *numbers) = group.agree(loss, [squared_norm(trainer), *found])
+        check_finite(loss / images, math.sqrt(squares))
     except (NotFinite, WorkerLost):
-        for value, old in zip(statistics, before):
-            value[:] = old
+        kept.restore()
         raise
     trainer.update(images * scale)
-    return outputs, losses
+    return outputs, losses, numbers
 
 
-def check_finite(trainer, losses, images, group):
-    """Raise NotFinite unless the mean loss over all ``images`` and the summed gradients are finite."""
-    (loss,) = group.sum("loss", [sum(float(loss.sum().asscalar()) for loss in losses)])
-    norm = math.sqrt(squared_norm(trainer))
+class KeptStatistics:
+    """Batch normalization's statistics as they are before a step, in one array a device.
+
+    A CPU's backward pass changes them without the engine knowing. So that it begins after they have been copied, the
+    gradient it begins with is made to depend on the copy; the host need not wait for that.
+
+    Parameters
+    ----------
+    trainer : gluon.Trainer
+    """
+
+    def __init__(self, trainer):
+        frozen = [parameter.list_data() for parameter in trainer._params if parameter.grad_req == "null"]
+        self._values = {values[0].context: values for values in zip(*frozen)}
+        self._copies = {
+            context: mx.nd.concat(*(value.reshape(-1) if value.ndim > 1 else value for value in values), dim=0)
+            for context, values in self._values.items()
+        }
+
+    def head_gradient(self, loss, scale):
+        """The gradient by losses (N,) to begin the backward pass with: ``scale`` for each."""
+        if loss.context not in self._copies:
+            return mx.nd.full(loss.shape, scale, loss.context)
+        ones = mx.nd.ones_like(self._copies[loss.context][:1])
+        return mx.nd.broadcast_like(scale * ones, loss)
+
+    def restore(self):
+        """Give the statistics the values that were kept."""
+        for context, values in self._values.items():
+            first = 0
+            for value in values:
+                value[:] = self._copies[context][first : first + value.size].reshape(value.shape)
+                first += value.size
+
+
+def check_finite(loss, norm):
+    """Raise NotFinite unless the mean loss and the norm of the gradients of a step are finite."""
     if not math.isfinite(loss):
-        raise NotFinite(f"the loss is {loss / images}")
+        raise NotFinite(f"the loss is {loss}")
     if not math.isfinite(norm):
         raise GradientNotFinite(f"the gradient's norm is {norm}")
 
 
 def squared_norm(trainer):
-    """The sum of the squares of all gradients on all devices, which is finite only where they are."""
+    """The sum of the squares of all summed gradients, (1,), which is finite only where they are.
+
+    After `allreduce_grads` they are the same on every device: the first one's are looked at.
+    """
     alike = {}
     for parameter in trainer._params:
         if parameter.grad_req != "null":
-            for gradient in parameter.list_grad():
-                alike.setdefault((gradient.context, gradient.dtype), []).append(gradient)
+            gradient = parameter.list_grad()[0]
+            alike.setdefault(gradient.dtype, []).append(gradient)
     groups = [arrays[first : first + GROUP] for arrays in alike.values() for first in range(0, len(arrays), GROUP)]
-    return sum(float(mx.nd.multi_sum_sq(*group, num_arrays=len(group)).sum().asscalar()) for group in groups)
+    return mx.nd.concat(*(mx.nd.multi_sum_sq(*group, num_arrays=len(group)) for group in groups), dim=0).sum()
 
 
 def describe(shares):

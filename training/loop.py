@@ -73,9 +73,8 @@ def train_epoch(learner, run, loader, transform, learning_rate):
                     progress.skipped = 0
                 else:
                     run.on_overflow(learner.state.loss_scale)
-                for figures in found:
-                    progress.averages.add(figures)
-            progress.averages.collect(behind=len(batches))
+                for sums in found:
+                    progress.averages.add_sums(sums)
             progress.step += 1
             progress.seconds = time.monotonic() - started
             loss = progress.averages.means()["loss"]

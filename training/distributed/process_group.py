@@ -65,11 +65,14 @@ class SingleProcess:
         Of gradients on their way.
     signals : training.run.signals.StopSignals or None
         Of a training that has begun. Before, the others are waited for as long as it takes.
+    wishes : callable
+        Of a training that has begun: numbers of this process, as many on each, whose sums `granted_wishes` returns.
     """
 
     rank, size, local_rank = 0, 1, 0
     gradient_dtype = "float32"
     signals = None
+    wishes = list
 
     def __init__(self, devices):
         self.devices = devices
@@ -93,6 +96,19 @@ class SingleProcess:
     def sum(self, name, numbers):
         """The sums of every process's numbers, a float64 array of their shape; small numbers of things stay exact."""
         return np.asarray(numbers, np.float64)
+
+    def agree(self, loss, figures):
+        """What a step is judged by, read at once.
+
+        ``loss`` and the ``figures`` are float32 arrays, (1,), on the first device. Returns the loss's sum over all
+        processes, and a list of this one's figures.
+        """
+        loss, *figures = mx.nd.concat(loss, *figures, dim=0).asnumpy()
+        return loss, figures
+
+    def granted_wishes(self):
+        """The sums of every process's wishes: those that came with the last step, or others where there was none."""
+        return self.wishes()
 
     def gather(self, name, rows):
         """All processes' rows, in their order: (rows, columns) of float64 here, (size * rows, columns) out."""
@@ -154,6 +170,7 @@ class ProcessGroup(SingleProcess):
             self.gradient_dtype = "float16"
         self._waiting = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._arrays, self._over = {}, False
+        self._wished, self._step_seconds = None, 0.0
         self._engine.init()
         self.rank, self.size = self._engine.rank(), self._engine.size()
         self.local_rank = self._engine.local_rank()
@@ -166,8 +183,8 @@ class ProcessGroup(SingleProcess):
         """
         raise NotImplementedError
 
-    def wait(self, *arrays):
-        """Wait until NDArrays can be read.
+    def wait(self, *arrays, usual=0.0):
+        """Wait until NDArrays can be read, for which this process itself usually takes ``usual`` seconds.
 
         Raises WorkerLost where the engine has noticed that a worker is gone and, from the time on that there are
         `signals`, where this takes longer than --sync-timeout or, after a signal, than `GRACE`.
@@ -180,7 +197,7 @@ class ProcessGroup(SingleProcess):
         future, started = self._waiting.submit(ready), time.monotonic()
         while not concurrent.futures.wait([future], timeout=0.5).done:  # a worker waiting in MXNet would see no signal
             waited = time.monotonic() - started
-            if self.signals and (waited > self._timeout or min(waited, self.signals.age()) > GRACE):
+            if self.signals and (waited > self._timeout or min(waited - usual, self.signals.age()) > GRACE):
                 raise WorkerLost(f"worker {self.rank} has lost the others: no answer for {waited:.0f} s")
         try:
             with explaining_memory():
@@ -209,6 +226,24 @@ class ProcessGroup(SingleProcess):
         self.start_sum(array, name)
         self.wait(array)
         return array.asnumpy()
+
+    def agree(self, loss, figures):
+        wishes = mx.nd.array(self.wishes()).as_in_context(loss.context)
+        if "step" not in self._arrays:  # one array for all steps: BytePS keeps the address of the first
+            self._arrays["step"] = mx.nd.zeros(1 + wishes.size, loss.context)
+        array, started = self._arrays["step"], time.monotonic()
+        mx.nd.concat(loss, wishes, dim=0, out=array)
+        self.start_sum(array, "step")
+        together = mx.nd.concat(array, *figures, dim=0)
+        self.wait(together, usual=self._step_seconds)  # it has to compute its own gradients too
+        self._step_seconds = time.monotonic() - started
+        loss, *numbers = together.asnumpy()
+        self._wished = numbers[: wishes.size]
+        return loss, numbers[wishes.size :]
+
+    def granted_wishes(self):
+        wished, self._wished = self._wished, None
+        return self.sum("wishes", self.wishes()) if wished is None else wished
 
     def shutdown(self):
         if not self._over:
@@ -266,12 +301,10 @@ class SummingTrainer(gluon.Trainer):
         self._group, self._half, self._sent = group, half, {}
 
     def _allreduce_grads(self):
-        gradients = []
         for number, parameter in enumerate(self._params):
             if parameter.grad_req == "null":
                 continue
             gradient = parameter.list_grad()[0]
-            gradients.append(gradient)
             name = f"gradient_{number}"
             if not self._half:
                 self._group.start_sum(gradient, name, priority=-number)
@@ -282,4 +315,3 @@ class SummingTrainer(gluon.Trainer):
             gradient.copyto(sent)
             self._group.start_sum(sent, name, priority=-number)
             sent.copyto(gradient)
-        self._group.wait(*gradients)

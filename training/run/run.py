@@ -90,6 +90,7 @@ class Run:
     def __enter__(self):
         self._entered.enter_context(self._files or contextlib.nullcontext())
         self._group.signals = self._entered.enter_context(StopSignals())
+        self._group.wishes = self._wishes
         return self
 
     def __exit__(self, *exception):
@@ -156,10 +157,7 @@ class Run:
 
         Raises SystemExit, with the state saved, where a signal has come to any process.
         """
-        number = self._group.signals.number
-        due = self._group.is_main_process and self._checkpointer.is_due()
-        wishes = [number == signal.SIGTERM, number == signal.SIGINT, due]
-        terminate, interrupt, due = self._group.sum("wishes", wishes)
+        terminate, interrupt, due = self._group.granted_wishes()
         if terminate or interrupt:
             self._save()
             if self._group.is_main_process:
@@ -168,6 +166,12 @@ class Run:
             raise SystemExit(EXIT_TERMINATED if terminate else EXIT_INTERRUPTED)
         if due:
             self._save()
+
+    def _wishes(self):
+        """Whether this process was told to end, by SIGTERM or by Ctrl-C, and whether it wants to save."""
+        number = self._group.signals.number
+        due = self._group.is_main_process and self._checkpointer.is_due()
+        return [number == signal.SIGTERM, number == signal.SIGINT, due]
 
     def on_not_finite(self, error):
         """A step was not taken because of a `training.learner.NotFinite`: go on without it, or not.
