@@ -1,0 +1,108 @@
+"""How often a step makes the host wait, exchanges something between workers, and calls MXNet's operators.
+
+MXNet's own functions are counted, whoever calls them. What holds here holds on a GPU, where waiting is what costs.
+"""
+
+import collections
+import ctypes
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+from data.mixup import Example
+from tests.test_loop import small_net
+from training.distributed import process_group
+from training.distributed.process_group import ProcessGroup, SingleProcess
+from training.learner import Learner
+
+WAITS = ("MXNDArraySyncCopyToCPU", "MXNDArrayWaitToRead", "MXNDArrayWaitToWrite", "MXNDArrayWaitAll")
+COUNTED = (*WAITS, "MXImperativeInvokeEx", "MXInvokeCachedOpEx")
+
+
+class TwoWorkers(ProcessGroup):
+    """One of two workers whose other one has the same images."""
+
+    module = "mxnet"
+
+    def __init__(self):
+        self.exchanges = []
+        super().__init__(num_gpus=0, half=False, timeout=60)
+
+    def start_sum(self, array, name, priority=0):
+        self.exchanges.append(name)
+        array *= 2
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """In the place of an engine's module: worker 0 of 2."""
+    engine = collections.namedtuple("Engine", "init rank size local_rank shutdown")
+    made = engine(lambda: None, lambda: 0, lambda: 2, lambda: 0, lambda: None)
+    monkeypatch.setattr(process_group.importlib, "import_module", lambda name: made)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts calls of MXNet's C functions by name while the test runs."""
+    counts = collections.Counter()
+
+    class Library:
+        def __getattr__(self, name):
+            function = getattr(library, name)
+            if name not in COUNTED:
+                return function
+
+            def counted(*arguments):
+                counts[name] += 1
+                return function(*arguments)
+
+            return counted
+
+    library = mx.base._LIB
+    assert isinstance(library, ctypes.CDLL)
+    for module in (mx.base, mx.ndarray.ndarray, mx._ctypes.ndarray, mx.ndarray, mx.autograd, mx.random):
+        if getattr(module, "_LIB", None) is library:
+            monkeypatch.setattr(module, "_LIB", Library())
+    return counts
+
+
+def steps(group, calls, count=3):
+    """What `calls` counts in one step after others, and the learner."""
+    learner = Learner(small_net, group, ("nag", {"momentum": 0.9, "wd": 1e-4}), seed=1)
+    draw = np.random.default_rng(0)
+    examples = []
+    for device in group.devices:
+        targets = mx.nd.one_hot(mx.nd.array(draw.integers(0, 10, 4), ctx=device), 10)
+        examples.append(Example(mx.nd.array(draw.normal(size=(4, 3, 8, 8)), ctx=device), targets, targets))
+    for step in range(count):
+        mx.nd.waitall()
+        calls.clear()
+        if isinstance(group, TwoWorkers):
+            group.exchanges.clear()
+        learner.step(examples, 0.1, 0, step)
+    return learner
+
+
+def waits(calls):
+    return {name: calls[name] for name in WAITS if calls[name]}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_process_waits_once_a_step(calls, devices):
+    learner = steps(SingleProcess([mx.cpu(device) for device in range(devices)]), calls)
+    assert waits(calls) == {"MXNDArraySyncCopyToCPU": 1}
+    updates = devices * len([p for p in learner.net.collect_params().values() if p.grad_req != "null"])
+    assert calls["MXInvokeCachedOpEx"] == devices
+    assert updates < calls["MXImperativeInvokeEx"] <= updates + 40 * devices
+
+
+def test_a_worker_waits_once_and_exchanges_one_array_besides_the_gradients(calls, engine):
+    group = TwoWorkers()
+    group.wishes = lambda: [0, 1, 0]
+    steps(group, calls)
+    assert [name for name in group.exchanges if not name.startswith("gradient_")] == ["step"]
+    assert waits(calls) == {"MXNDArrayWaitToRead": 1, "MXNDArraySyncCopyToCPU": 1}  # the latter reads what is there
+    assert list(group.granted_wishes()) == [0, 2, 0] and group.exchanges[-1] == "step"
+    group.granted_wishes()  # where no step has been
+    assert group.exchanges[-1] == "wishes"
