@@ -66,13 +66,14 @@ class SingleProcess:
     signals : training.run.signals.StopSignals or None
         Of a training that has begun. Before, the others are waited for as long as it takes.
     wishes : callable
-        Of a training that has begun: numbers of this process, as many on each, whose sums `granted_wishes` returns.
+        Of a training that has begun: one number or more of this process, as many on each, whose sums `granted_wishes`
+        returns.
     """
 
     rank, size, local_rank = 0, 1, 0
     gradient_dtype = "float32"
     signals = None
-    wishes = list
+    wishes = staticmethod(lambda: [0])
 
     def __init__(self, devices):
         self.devices = devices
