@@ -33,7 +33,8 @@ class GradientNotFinite(NotFinite):
 class Learner:
     """A network that trains, its twin that is validated and saved, and the optimizer.
 
-    Twins, because inference on a CPU changes the weights' layout in memory (`model.onednn.hybridize`).
+    Twins, because inference on a CPU changes the weights' layout in memory (`model.onednn.hybridize`). On a GPU they
+    are one network.
 
     Parameters
     ----------
@@ -61,9 +62,11 @@ class Learner:
         self.group, self._seed, self._dtype = group, seed, dtype
         mx.random.seed(seed)
         self.net = initialize(make_net(), group.devices, INITIALIZER, dtype, memory_saving)
-        self.evaluation_net = initialize(
-            make_net(), group.devices, mx.init.Zero(), dtype, memory_saving, inference=True
-        )
+        self.evaluation_net = self.net
+        if group.devices[0].device_type == "cpu":
+            self.evaluation_net = initialize(
+                make_net(), group.devices, mx.init.Zero(), dtype, memory_saving, inference=True
+            )
         self._forward = Recomputation(self.net) if memory_saving else self.net
         self.trainer = group.trainer(self.net.collect_params(), *optimizer)
         loss_scale = LossScale() if "float16" in (dtype, group.gradient_dtype) else None
@@ -110,7 +113,8 @@ class Learner:
     def update_evaluation_net(self):
         """Give the evaluation network the values of the one that trains, with the mean of all replicas' statistics."""
         self.state.average_statistics()
-        copy_parameters(self.net, self.evaluation_net)
+        if self.evaluation_net is not self.net:
+            copy_parameters(self.net, self.evaluation_net)
 
     def evaluate(self, loader, on_step):
         """`validate` the evaluation network."""
@@ -118,7 +122,12 @@ class Learner:
 
 
 def initialize(net, devices, initializer, dtype="float32", memory_saving=False, inference=False):
-    """Initialize a network on devices, for training or for inference, as one graph on each. Returns it."""
+    """Initialize a network on devices, as one graph on each, for training or, without gradients, for inference.
+
+    Returns it.
+    """
+    if inference:
+        net.collect_params().setattr("grad_req", "null")
     net.initialize(initializer, ctx=devices)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     hybridize(net, static=not memory_saving, inference=inference)

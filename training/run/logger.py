@@ -70,7 +70,7 @@ class RunLogger:
         if epoch % period and epoch != self._epochs:
             return
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
-            if parameter.grad_req != "null":
+            if parameter._differentiable:
                 values = parameter.data(parameter.list_ctx()[0]).asnumpy()
                 if not np.isfinite(values).all():
                     continue  # it has no range to divide; the checkpoint that is due now says what is wrong
