@@ -40,7 +40,7 @@ def test_what_a_check_may_raise_is_a_line(tmp_path):
     machine = Machine(0, tmp_path)
 
     def lacks_a_file(machine):
-        open(tmp_path / "none")
+        (tmp_path / "none").read_text()
 
     found = [checked("name", function, machine).result for function in (passes, fails, cannot, lacks_a_file)]
     assert found == [PASSED, FAILED, IMPOSSIBLE, FAILED]
