@@ -16,15 +16,15 @@ def main():
     args = parse_arguments(training_parser(__doc__, datasets=list(small_images)))
 
     prepare_mxnet()  # everything below imports MXNet
-    from model import attention_net_spec, get_attention_cifar, units
+    from model import attention_net_spec
     from training.commands import join_group, train
+    from training.network_file import describe, make_network
 
     choose("--num-layers", args.num_layers, attention_net_spec)
-    unit = units[args.unit]
     with join_group(args) as group:
         dataset = group.main_process_first(functools.partial(open_dataset, args.dataset, args.data_dir))
-        make_net = functools.partial(get_attention_cifar, dataset.classes, args.num_layers, unit=unit)
-        train(make_net, dataset, unit.network, group, args)
+        description = describe(dataset, "cifar", args.num_layers, args.unit)
+        train(functools.partial(make_network, description), description, dataset, group, args)
 
 
 if __name__ == "__main__":

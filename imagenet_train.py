@@ -15,7 +15,7 @@ from base.flags import (
 )
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
-from training.flags import UNITS, parse_arguments, training_parser
+from training.flags import parse_arguments, training_parser
 
 # Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
 # divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
@@ -79,15 +79,15 @@ def flags():
     return parser
 
 
-def make_net(classes, args):
-    """The network that the flags describe, uninitialized."""
-    from model import get_attention_net, units
+def make_net(description, last_gamma, no_wd):
+    """The network of a `NetworkDescription`, uninitialized, with what the flags say of its start and its decay."""
     from model.units import start_as_shortcuts
+    from training.network_file import make_network
 
-    net = get_attention_net(classes, args.num_layers, unit=units[args.unit])
-    if args.last_gamma:
+    net = make_network(description)
+    if last_gamma:
         start_as_shortcuts(net)
-    if args.no_wd:
+    if no_wd:
         for parameter in net.collect_params(".*(gamma|beta|bias)").values():
             parameter.wd_mult = 0.0
     return net
@@ -102,6 +102,7 @@ def main():
     prepare_mxnet()  # everything below imports MXNet
     from model import AttentionNet, attention_net_spec
     from training.commands import evaluate, join_group, train
+    from training.network_file import describe
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     if not AttentionNet.takes(args.input_size):
@@ -117,11 +118,12 @@ def main():
         dataset = group.main_process_first(
             functools.partial(open_dataset, args.dataset, args.data_dir, classes=args.classes, **views)
         )
-        new_net = functools.partial(make_net, dataset.classes, args)
+        description = describe(dataset, "imagenet", args.num_layers, args.unit)
+        new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
         if args.eval_only:
             evaluate(new_net(), dataset, group, args)
         else:
-            train(new_net, dataset, UNITS[args.unit], group, args)
+            train(new_net, description, dataset, group, args)
 
 
 if __name__ == "__main__":

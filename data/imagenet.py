@@ -76,15 +76,15 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
     data_dir = Path(data_dir)
     records = {"train": data_dir / "train.rec", "test": data_dir / "val.rec"}
     if records["train"].exists():
-        found = _listed_classes(data_dir / CLASSES, classes or 1000)
+        names = _listed_classes(data_dir / CLASSES)
     elif (data_dir / "train").is_dir():
         records = {"train": data_dir / "train", "test": data_dir / "val"}
         names, val_names = (list_images(folder)[0] for folder in records.values())
         if names != val_names:
             raise UserError(f"{data_dir}: train/ and val/ have different classes")
-        found = len(names)
     else:
         raise UserError(f"{data_dir} has neither train.rec nor train/ in it: name ImageNet's folder with --data-dir")
+    found = len(names) if names else classes or 1000
     if classes not in (None, found):
         raise UserError(f"--classes {classes}: {data_dir} has {found} classes")
     views = {
@@ -92,20 +92,20 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
         "validation_crop": CentreWindow(crop_ratio),
         "colour": ColourJitter(MEAN, jitter, lighting),
     }
-    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, **views)
+    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, class_names=names, **views)
 
 
-def _listed_classes(path, default):
-    """How many classes a list of them names, or ``default`` where there is no list."""
+def _listed_classes(path):
+    """The classes that a list of them names, or None where there is no list."""
     try:
-        found = len(path.read_text(**TEXT).splitlines())
+        names = path.read_text(**TEXT).splitlines()
     except FileNotFoundError:
-        return default
+        return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if found == 0:
+    if not names:
         raise UserError(f"{path} is empty: it names the classes, one a line")
-    return found
+    return names
 
 
 def as_jpeg(content, options=UNCHANGED_SIZE):

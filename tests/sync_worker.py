@@ -26,13 +26,14 @@ def main():
     from data.digits import open_digits
     from tests.test_loop import small_net
     from training.commands import join_group, train
+    from training.network_file import describe
 
     with join_group(args) as group:
         dataset = group.main_process_first(functools.partial(open_digits, args.data_dir))
         if what == "steps":
             take_steps(small_net(), dataset._replace(training_crop=WholeImage()), group, args, Path(folder))
         else:
-            train(small_net, dataset, "small", group, args)
+            train(small_net, describe(dataset, "cifar", 56, "bottleneck"), dataset, group, args)
 
 
 def take_steps(net, dataset, group, args, folder):

@@ -1,6 +1,5 @@
 """The ImageNet script from the shell: recipes, training, evaluation, and what it refuses."""
 
-import argparse
 import csv
 import functools
 import json
@@ -14,10 +13,12 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
+from data.dataset import Dataset
 from data.imagenet import JpegOptions, prepare
 from imagenet_train import make_net
 from tests.conftest import ROOT, assert_refused, run_script
 from training.metrics import top_k_hits
+from training.network_file import describe
 from training.run.checkpoint import Checkpoints
 
 train = functools.partial(run_script, "imagenet_train.py")
@@ -134,7 +135,8 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
 @pytest.mark.parametrize("no_wd", [False, True])
 def test_no_wd_spares_biases_gammas_and_betas(no_wd):
     """A step without a gradient halves what decays."""
-    net = make_net(3, argparse.Namespace(num_layers=56, unit="se", last_gamma=False, no_wd=no_wd))
+    photographs = Dataset("three", 3, {}, 64, (0.0,) * 3, (1.0,) * 3, mirror=True)
+    net = make_net(describe(photographs, "imagenet", 56, "se"), last_gamma=False, no_wd=no_wd)
     net.initialize()
     parameters = {name: value for name, value in net.collect_params().items() if value.grad_req != "null"}
     for value in parameters.values():

@@ -8,6 +8,7 @@ from base.errors import UserError
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
 from training.distributed import process_group
+from training.flags import UNITS
 from training.learner import Learner, initialize, validate
 from training.loop import fit
 from training.optimizers import optimizer_options
@@ -43,16 +44,16 @@ def make_loader(dataset, split, group, args):
     )
 
 
-def train(make_net, dataset, network, group, args):
+def train(make_net, description, dataset, group, args):
     """Train a network on a data set as the flags say.
 
     Parameters
     ----------
     make_net : callable
         Returns the network, new and uninitialized.
+    description : training.network_file.NetworkDescription
+        Of that network.
     dataset : data.dataset.Dataset
-    network : str
-        What the network is called, without its depth.
     group : training.distributed.process_group.SingleProcess
     args : argparse.Namespace
         The flags of `training.flags`.
@@ -64,9 +65,10 @@ def train(make_net, dataset, network, group, args):
     mixup_epochs = args.epochs - args.mix_up_off_epochs if args.mix_up else 0
     transform = TargetTransform(dataset.classes, args.alpha, mixup_epochs, args.epsilon, args.seed)
     options = RunOptions(
+        network=description,
         log_dir=args.log_dir,
         run_name=args.run_name,
-        stem=f"{dataset.name}_{network}{args.num_layers}",
+        stem=f"{dataset.name}_{UNITS[description.unit]}{description.depth}",
         epochs=args.epochs,
         log_interval=args.log_interval,
         save_period=args.save_period,

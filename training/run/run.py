@@ -7,6 +7,7 @@ import signal
 import sys
 
 from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from training.network_file import NetworkDescription
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
 from training.run.files import DEFAULT_LOG_DIR, new_run
@@ -22,10 +23,11 @@ SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accide
 
 @dataclasses.dataclass
 class RunOptions:
-    """What the flags of the same names say of a run.
+    """What the flags of the same names say of a run, and what it trains.
 
     Attributes
     ----------
+    network : training.network_file.NetworkDescription
     log_dir : str
     run_name : str or None
     stem : str
@@ -41,6 +43,7 @@ class RunOptions:
         "stop" or "skip".
     """
 
+    network: NetworkDescription
     log_dir: str
     run_name: str
     stem: str
@@ -115,7 +118,7 @@ class Run:
         )
         if self._group.is_main_process:
             self._logger = RunLogger(self._files, self._options.epochs)
-            self._exports = Exports(self._files.params, self._options.save_period)
+            self._exports = Exports(self._files.params, self._options.save_period, self._options.network)
         if self._resumed:
             self._restore(learner)
         else:
@@ -230,8 +233,10 @@ class Run:
             raise Diverged(f"{self.where()}: {error}") from None
 
     def _export(self, learner):
+        progress = self.progress
         if self._group.is_main_process:
-            self._exports.save(learner.evaluation_net, self.progress.epoch, self.progress.best_epoch)
+            accuracy = progress.accuracy if progress.accuracy >= 0 else None
+            self._exports.save(learner.evaluation_net, progress.epoch, progress.best_epoch, accuracy)
 
     def _resume_command(self):
         """What to type to go on."""
