@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
@@ -27,12 +27,11 @@ from base.text import one_line
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
 from data.folders import list_images
-from data.images import opened
+from data.images import FORMATS, opened, upright_rgb
 from data.records import LARGEST_IMAGE, locked, replacement, write_encoded
 
 __all__ = ["JpegOptions", "as_jpeg", "open_imagenet", "prepare"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 SHOWN = 5  # file names in a message
 CLASSES, CHANGED = "classes.txt", "changed.txt"
@@ -132,7 +131,7 @@ def as_jpeg(content, options=UNCHANGED_SIZE):
         scale = options.short_side / min(image.size) if options.short_side else 1
         if not unusual and image.mode == "RGB" and scale >= 1:
             return content, unusual
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = upright_rgb(image)
         if scale < 1:
             size = [max(options.short_side, round(side * scale)) for side in image.size]
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -143,8 +142,6 @@ def as_jpeg(content, options=UNCHANGED_SIZE):
 
 def _unusual(image):
     """What sets an image apart from an upright JPEG in RGB, in words."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError("more than 8 bits a channel")
     unusual = [] if image.format == "JPEG" else [image.format]
     if image.mode in ("1", "L", "LA"):
         unusual.append("grey")
