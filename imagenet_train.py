@@ -15,7 +15,12 @@ from base.flags import (
 )
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
-from training.flags import parse_arguments, training_parser
+from training.flags import (
+    add_evaluation_flags,
+    check_evaluation_flags,
+    parse_arguments,
+    training_parser,
+)
 
 # Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
 # divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
@@ -73,8 +78,7 @@ def flags():
         default=False,
         help="start every residual unit as its shortcut",
     )
-    group.add_argument("--eval-only", action="store_true", help="validate --params and end")
-    group.add_argument("--params", metavar="FILE", help="parameters for --eval-only")
+    add_evaluation_flags(parser)
     parser.set_defaults(data_dir="./data/sets/imagenet", **recipe)
     return parser
 
@@ -96,34 +100,37 @@ def make_net(description, last_gamma, no_wd):
 def main():
     parser = flags()
     args = parse_arguments(parser)
-    if args.eval_only != (args.params is not None):
-        parser.error("--eval-only and --params need each other")
+    check_evaluation_flags(parser, args)
 
     prepare_mxnet()  # everything below imports MXNet
     from model import AttentionNet, attention_net_spec
-    from training.commands import evaluate, join_group, train
+    from training.commands import evaluate, join_group, load_for_evaluation, train
     from training.network_file import describe
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     if not AttentionNet.takes(args.input_size):
         step = AttentionNet.size_step
         raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
+    with join_group(args) as group:
+        trained = load_for_evaluation(args, group.devices, photographs) if args.eval_only else None
+        dataset = group.main_process_first(functools.partial(open_photographs, args))
+        if trained:
+            evaluate(*trained, dataset, group, args)
+        else:
+            description = describe(dataset, "imagenet", args.num_layers, args.unit)
+            new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
+            train(new_net, description, dataset, group, args)
+
+
+def open_photographs(args):
+    """The `Dataset` that the flags describe."""
     views = {
         "size": args.input_size,
         "crop_ratio": args.crop_ratio,
         "jitter": args.colour_jitter,
         "lighting": args.lighting,
     }
-    with join_group(args) as group:
-        dataset = group.main_process_first(
-            functools.partial(open_dataset, args.dataset, args.data_dir, classes=args.classes, **views)
-        )
-        description = describe(dataset, "imagenet", args.num_layers, args.unit)
-        new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
-        if args.eval_only:
-            evaluate(new_net(), dataset, group, args)
-        else:
-            train(new_net, description, dataset, group, args)
+    return open_dataset(args.dataset, args.data_dir, classes=args.classes, **views)
 
 
 if __name__ == "__main__":

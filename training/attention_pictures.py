@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from base.devices import in_own_thread
 from model.attention import AttentionMaps
-from training.pictures import draw_channels, draw_figure_1, draw_masks, save_picture, verdict
-from training.prediction import classify, network_input
+from training.pictures import as_array, draw_channels, draw_figure_1, draw_masks, save_picture, verdict
+from training.prediction import batch_examples, classify, network_input
 
-__all__ = ["attention_overview", "draw_all", "masks_of", "verdicts"]
+__all__ = ["attention_overview", "draw_all", "masks_of", "picture_of_batch", "verdicts"]
 
 BATCH = 8  # images whose maps are in memory at a time
+WATCHED = 6  # images in the pictures of a training
 OVERVIEW = 12  # images in the overview at most: more are too small to see
 
 
@@ -32,6 +34,12 @@ def attention_overview(net, description, examples):
     views = [example.view for example in examples]
     images = network_input(net, views, description)
     return draw_masks(views, masks_of(net, images), verdicts(net, images, description, examples))
+
+
+@in_own_thread
+def picture_of_batch(net, description, batch, dataset):
+    """The pixels of `attention_overview` for the first images of a `data.loader.Batch` of a data set: (H, W, 3)."""
+    return as_array(attention_overview(net, description, batch_examples(batch, dataset)[:WATCHED]))
 
 
 def draw_all(net, description, examples, folder):

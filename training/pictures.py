@@ -116,7 +116,7 @@ def draw_figure_1(view, maps, caption):
     for name, three in maps.items():
         variation = three.mask.std(axis=(1, 2))
         chosen += [(name, channel, three) for channel in (int(variation.argmax()), int(variation.argmin()))]
-    figure, grid = _grid(len(chosen), 4, 1.9)
+    figure, grid = _grid(len(chosen), 4, 1.9, height=1.6)
     for row, (name, channel, three) in zip(grid, chosen):
         _show(row[0], view)
         row[0].set_ylabel(f"{name}\nchannel {channel}", fontsize=8)
@@ -193,9 +193,9 @@ def save_picture(figure, path):
 _BELOW = {"location": "bottom", "fraction": 0.03, "shrink": 0.9, "pad": 0.01}
 
 
-def _grid(rows, columns, side):
-    """A figure and its axes, an array (rows, columns), each ``side`` inches wide."""
-    figure = Figure(figsize=(side * columns + 0.6, side * rows + 0.9), layout="constrained")
+def _grid(rows, columns, side, height=None):
+    """A figure and its axes, an array (rows, columns), each ``side`` inches wide and ``height``, or as much, high."""
+    figure = Figure(figsize=(side * columns + 0.6, (height or side) * rows + 0.9), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -211,8 +211,8 @@ def _show(axes, view):
 def _overlay(axes, view, values, least, most):
     """A map (h, w) over an image. Returns what a colour bar is for."""
     height, width = view.shape[:2]
-    axes.imshow(view.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    # alpha for the map alone: its colour bar would be as pale as it
+    # in light greys, so that dark parts do not darken the map's colours
+    axes.imshow(view.mean(axis=2), cmap="gray", vmin=-255, vmax=255, interpolation="nearest")
     shown = axes.imshow(
         values,
         cmap=HEAT,

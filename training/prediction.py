@@ -11,7 +11,16 @@ from data.datasets import open_dataset, photographs
 from data.loader import Loader, LoaderOptions
 from data.views import denormalized, list_pictures, normalized, read_view
 
-__all__ = ["Example", "classify", "held_out_examples", "network_input", "read_example", "read_examples"]
+__all__ = [
+    "Example",
+    "batch_examples",
+    "check_classes",
+    "classify",
+    "held_out_examples",
+    "network_input",
+    "read_example",
+    "read_examples",
+]
 
 Example = namedtuple("Example", ["name", "view", "true"], defaults=[None])
 Example.__doc__ = """An image as a network sees it.
@@ -64,12 +73,14 @@ def held_out_examples(name, data_dir, count, description):
             f"the images of {name} are {dataset.size}x{dataset.size}, and the network was trained on {size}"
         )
     loader = Loader(dataset, "test", LoaderOptions(min(count, 64), seed=0, limit=count), mx.cpu(), training=False)
-    examples = []
-    for batch in loader.epoch(0):
-        views = denormalized(batch.images.asnumpy(), dataset.mean, dataset.std)
-        for view, label in zip(views[: batch.count], batch.labels.asnumpy()):
-            examples.append(Example(f"{name}-{len(examples)}", view, int(label)))
-    return examples
+    examples = [example for batch in loader.epoch(0) for example in batch_examples(batch, dataset)]
+    return [example._replace(name=f"{name}-{number}") for number, example in enumerate(examples)]
+
+
+def batch_examples(batch, dataset):
+    """The images of a `data.loader.Batch` of a `data.dataset.Dataset`, a list of `Example`, by the data set's name."""
+    views = denormalized(batch.images[: batch.count].asnumpy(), dataset.mean, dataset.std)
+    return [Example(dataset.name, view, int(label)) for view, label in zip(views, batch.labels.asnumpy())]
 
 
 def check_classes(dataset, description):
@@ -85,9 +96,9 @@ def network_input(net, views, description):
     """Views (N, H, W, 3) as a batch for a network, on its first device: NDArray (N, 3, H, W)."""
     parameter = next(iter(net.collect_params().values()))
     images = normalized(np.stack(views), description.mean, description.std)
-    return mx.nd.array(images, ctx=parameter.list_ctx()[0])
+    return mx.nd.array(images, ctx=parameter.list_ctx()[0], dtype=parameter.dtype)
 
 
 def classify(net, images):
     """The probabilities of all classes for a batch: numpy (N, classes)."""
-    return net(images).softmax().asnumpy()
+    return net(images).astype("float32").softmax().asnumpy()

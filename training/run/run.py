@@ -41,6 +41,8 @@ class RunOptions:
         Between checkpoints within an epoch.
     nan_action : str
         "stop" or "skip".
+    viz_period : int
+        Epochs between pictures of the attention; 0 is none.
     """
 
     network: NetworkDescription
@@ -52,6 +54,7 @@ class RunOptions:
     save_period: int
     checkpoint_minutes: float
     nan_action: str
+    viz_period: int
 
 
 class Run:
@@ -98,18 +101,19 @@ class Run:
     def __exit__(self, *exception):
         return self._entered.__exit__(*exception)
 
-    def start(self, learner, loader, transform):
+    def start(self, learner, loaders, transform):
         """Restore the checkpoint to go on from, or write the first one.
 
         Parameters
         ----------
         learner : training.learner.Learner
-        loader : data.loader.ShardedLoader
-            The training images'.
+        loaders : 2 data.loader.ShardedLoader
+            Of the training and of the validation images.
         transform : data.mixup.TargetTransform
 
         Raises UserError where the checkpoint does not fit the network or the data set.
         """
+        loader, self._validation = loaders
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
         facts = {"settings": self._settings, "data": data}
@@ -204,9 +208,22 @@ class Run:
         """Log an epoch's figures, as `RunLogger.epoch` takes them; save its state and its parameters."""
         self._logger.histograms(learner.evaluation_net, figures["epoch"])
         self._logger.epoch(figures, metric_name)
+        if self._options.viz_period and figures["epoch"] % self._options.viz_period == 0:
+            self._picture_attention(learner.evaluation_net, figures["epoch"])
         self.progress.finish_epoch(figures["val_accuracy"])
         self._save()
         self._export(learner)
+
+    def _picture_attention(self, net, epoch):
+        """Log what the network attends to in the first validation images, which are the same ones each time."""
+        if not self._group.is_main_process:
+            return
+        # imported late: matplotlib takes a second
+        from training.attention_pictures import picture_of_batch
+
+        batch, *_ = next(self._validation.epoch(0))
+        pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
+        self._logger.picture("attention_masks", pixels, epoch)
 
     def on_training_end(self):
         """Say how the training ended."""
