@@ -1,9 +1,10 @@
 """Draw what a network attends to: python -m scripts.visualize_attention --params FILE --dataset digits --out DIR
 
-Writes masks.png, every image beside the masks of all attention modules; and for each image NAME-masks.png, with single
-channels too, and NAME-features.png, the features before and after the masks as in figure 1 of arXiv 1704.06904.
+Writes overview-masks.png, the images beside the masks of all attention modules; and for each image NAME-masks.png, with
+single channels too, and NAME-features.png, features before and after the masks as in figure 1 of arXiv 1704.06904.
 """
 
+from itertools import chain
 from pathlib import Path
 
 from base.errors import UserError, run_command
@@ -40,7 +41,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     prepare_mxnet()  # everything below imports MXNet
-    from training.attention_pictures import draw_all
+    from training.attention_pictures import AttentionArtist
     from training.network_file import load_network
     from training.prediction import held_out_examples, read_examples
 
@@ -50,12 +51,9 @@ def main():
     else:
         name = args.dataset or description.dataset
         examples, broken = held_out_examples(name, args.data_dir, args.count, description), []
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --out {args.out}: {error.strerror}") from None
-    for path in draw_all(net, description, examples, args.out):
-        print(one_line(path))
+    artist = AttentionArtist(net, description, args.out)
+    for path in chain([artist.overview(examples)], artist.each(examples, features=True)):
+        print(one_line(path), flush=True)
     if broken:
         raise UserError("; ".join(f"cannot read {path}: {reason}" for path, reason in broken))
 

@@ -1,13 +1,15 @@
 """Pictures of what a network attends to in its images."""
 
+from itertools import chain, count
 from pathlib import Path
 
 from base.devices import in_own_thread
+from base.errors import UserError
 from model.attention import AttentionMaps
 from training.pictures import as_array, draw_channels, draw_figure_1, draw_masks, save_picture, verdict
 from training.prediction import batch_examples, classify, network_input
 
-__all__ = ["attention_overview", "draw_all", "masks_of", "picture_of_batch", "verdicts"]
+__all__ = ["AttentionArtist", "attention_overview", "picture_of_batch"]
 
 BATCH = 8  # images whose maps are in memory at a time
 WATCHED = 6  # images in the pictures of a training
@@ -42,48 +44,57 @@ def picture_of_batch(net, description, batch, dataset):
     return as_array(attention_overview(net, description, batch_examples(batch, dataset)[:WATCHED]))
 
 
-def draw_all(net, description, examples, folder):
-    """Write masks.png of all images, NAME-masks.png and NAME-features.png of each. Yields the paths.
+class AttentionArtist:
+    """Draws what a network attends to into a folder, which is made if it is not there.
 
     Parameters
     ----------
     net : AttentionNet
         With its parameters.
     description : training.network_file.NetworkDescription
-    examples : list of training.prediction.Example
     folder : pathlib.Path
-        Exists.
 
-    Raises UserError where a picture cannot be written.
+    Raises UserError, as its methods do, where the folder cannot be written.
     """
-    yield _saved(attention_overview(net, description, examples), folder / "masks.png")
-    stems = _stems([example.name for example in examples])
-    for first in range(0, len(examples), BATCH):
-        some = examples[first : first + BATCH]
-        images = network_input(net, [example.view for example in some], description)
-        maps = {name: [part.asnumpy() for part in parts] for name, parts in net.attention_masks(images).items()}
-        captions = verdicts(net, images, description, some)
-        for place, (example, caption) in enumerate(zip(some, captions)):
-            own = {name: AttentionMaps(*(part[place] for part in parts)) for name, parts in maps.items()}
-            masks = {name: three.mask for name, three in own.items()}
-            stem = stems[first + place]
-            yield _saved(draw_channels(example.view, masks, caption), folder / f"{stem}-masks.png")
-            yield _saved(draw_figure_1(example.view, own, caption), folder / f"{stem}-features.png")
 
+    def __init__(self, net, description, folder):
+        self._net, self._description, self._folder = net, description, folder
+        self._taken = {"overview"}  # pictures' names
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
 
-def _saved(figure, path):
-    save_picture(figure, path)
-    return path
+    def overview(self, examples):
+        """Write `attention_overview` as overview-masks.png. Returns its path."""
+        return self._saved(attention_overview(self._net, self._description, examples), "overview-masks")
 
+    def each(self, examples, features):
+        """Write NAME-masks.png of every `Example` and, if ``features``, NAME-features.png. Yields their paths."""
+        for first in range(0, len(examples), BATCH):
+            some = examples[first : first + BATCH]
+            images = network_input(self._net, [example.view for example in some], self._description)
+            maps = {
+                name: [part.asnumpy() for part in parts] for name, parts in self._net.attention_masks(images).items()
+            }
+            captions = verdicts(self._net, images, self._description, some)
+            for place, (example, caption) in enumerate(zip(some, captions)):
+                own = {name: AttentionMaps(*(part[place] for part in parts)) for name, parts in maps.items()}
+                stem = self._stem(example.name)
+                masks = {name: three.mask for name, three in own.items()}
+                yield self._saved(draw_channels(example.view, masks, caption), f"{stem}-masks")
+                if features:
+                    yield self._saved(draw_figure_1(example.view, own, caption), f"{stem}-features")
 
-def _stems(names):
-    """What to call the pictures of files: their names without suffix, and _2, _3 ... where one has come before."""
-    stems, taken = [], {"masks"}
-    for name in names:
-        stem, number = Path(name).stem, 2
-        candidate = stem
-        while candidate in taken:
-            candidate, number = f"{stem}_{number}", number + 1
-        taken.add(candidate)
-        stems.append(candidate)
-    return stems
+    def _saved(self, figure, name):
+        path = self._folder / f"{name}.png"
+        save_picture(figure, path)
+        return path
+
+    def _stem(self, name):
+        """What to call the pictures of a file: its name without suffix, and _2, _3 ... where that has come before."""
+        stem = Path(name).stem
+        candidates = chain([stem], (f"{stem}_{number}" for number in count(2)))
+        chosen = next(candidate for candidate in candidates if candidate not in self._taken)
+        self._taken.add(chosen)
+        return chosen
