@@ -55,12 +55,18 @@ def read_view(path, size, crop_ratio):
     with opened(content, FORMATS) as image:
         image.load()
         pixels = np.asarray(upright_rgb(image))
-    height, width = pixels.shape[:2]
-    side = max(1, round(crop_ratio * min(height, width)))
-    top, left = (height - side) // 2, (width - side) // 2
-    window = pixels[top : top + side, left : left + side]
+    side = crop_ratio * min(pixels.shape[:2])
+    rows, columns = (_middle(length, side) for length in pixels.shape[:2])
+    window = pixels[rows, columns]
     # Bilinear without a low-pass before shrinking, as the loader does it.
     return cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _middle(length, side):
+    """The slice of the middle ``side`` pixels of ``length``: both ends rounded, as DALI does it."""
+    start = (length - side) / 2
+    first = int(start + 0.5)
+    return slice(first, max(first + 1, int(start + side + 0.5)))
 
 
 def normalized(views, mean, std):
