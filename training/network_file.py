@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import math
-import struct
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
@@ -252,7 +251,7 @@ def read_parameters(params_path):
     except mx.base.MXNetError as error:  # all but the end of its last line is of MXNet's source files
         reason = " ".join(str(error).rpartition(": ")[2].split())
         raise UserError(f"cannot read {params_path}: {reason}") from None
-    except (ValueError, UnicodeDecodeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError) as error:  # a damaged name, or type of numbers
         raise UserError(f"cannot read {params_path}: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise UserError(f"cannot read {params_path}: its arrays have no names")

@@ -7,7 +7,7 @@ import numpy as np
 
 from base.errors import UserError
 from base.text import one_line
-from data.datasets import open_dataset, photographs
+from data.datasets import open_dataset, photographs, small_images
 from data.loader import Loader, LoaderOptions
 from data.views import denormalized, list_pictures, normalized, read_view
 
@@ -64,6 +64,8 @@ def held_out_examples(name, data_dir, count, description):
     Raises UserError where the data set is missing, broken or of other classes.
     """
     size, options = description.input_size, {}
+    if name not in (*small_images, *photographs):
+        raise UserError(f"there is no data set {one_line(name)} here: choose one with --dataset, or --images")
     if name in photographs:
         options = {"size": size, "crop_ratio": description.crop_ratio}
     dataset = open_dataset(name, data_dir, **options)
