@@ -9,7 +9,6 @@ run=demo_$(date +%Y%m%d%H%M%S)
 .venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 3 --batch-size 16 \
     --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --viz-period 1 --run-name "$run" "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
-# its figures go to a folder of their own: LOG_DIR/text would fill up
 .venv/bin/python -m scripts.visualize_attention --params "log/params/$run/best.params" --count 4 \
     --out "log/pictures/$run" >/dev/null
 

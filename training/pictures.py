@@ -195,7 +195,7 @@ _BELOW = {"location": "bottom", "fraction": 0.03, "shrink": 0.9, "pad": 0.01}
 
 def _grid(rows, columns, side, height=None):
     """A figure and its axes, an array (rows, columns), each ``side`` inches wide and ``height``, or as much, high."""
-    figure = Figure(figsize=(side * columns + 0.6, (height or side) * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(side * columns + 0.6, (height or side) * rows + 0.9), layout="compressed")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
