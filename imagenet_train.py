@@ -15,7 +15,12 @@ from base.flags import (
 )
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
-from training.flags import UNITS, parse_arguments, training_parser
+from training.flags import (
+    add_evaluation_flags,
+    check_evaluation_flags,
+    parse_arguments,
+    training_parser,
+)
 
 # Epochs of 1,281,167 images. The paper (arXiv 1704.06904, section 4.2) has rate 0.1, divided by 10 after 200,000,
 # 400,000 and 500,000 of 530,000 iterations, and no batch size. An author had 32 images a card (github.com/fwang91/
@@ -76,21 +81,20 @@ def flags():
         default=False,
         help="start every residual unit as its shortcut",
     )
-    group.add_argument("--eval-only", action="store_true", help="validate --params and end")
-    group.add_argument("--params", metavar="FILE", help="parameters for --eval-only")
+    add_evaluation_flags(parser)
     parser.set_defaults(data_dir="./data/sets/imagenet", **recipe)
     return parser
 
 
-def make_net(classes, args):
-    """The network that the flags describe, uninitialized."""
-    from model import get_attention_net, units
+def make_net(description, last_gamma, no_wd):
+    """The network of a `NetworkDescription`, uninitialized, with what the flags say of its start and its decay."""
     from model.units import start_as_shortcuts
+    from training.network_file import make_network
 
-    net = get_attention_net(classes, args.num_layers, unit=units[args.unit])
-    if args.last_gamma:
+    net = make_network(description)
+    if last_gamma:
         start_as_shortcuts(net)
-    if args.no_wd:
+    if no_wd:
         for parameter in net.collect_params(".*(gamma|beta|bias)").values():
             parameter.wd_mult = 0.0
     return net
@@ -99,32 +103,37 @@ def make_net(classes, args):
 def main():
     parser = flags()
     args = parse_arguments(parser)
-    if args.eval_only != (args.params is not None):
-        parser.error("--eval-only and --params need each other")
+    check_evaluation_flags(parser, args)
 
     prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
     from model import AttentionNet, attention_net_spec
-    from training.commands import evaluate, join_group, train
+    from training.commands import evaluate, join_group, load_for_evaluation, train
+    from training.network_file import describe
 
     choose("--num-layers", args.num_layers, attention_net_spec)
     if not AttentionNet.takes(args.input_size):
         step = AttentionNet.size_step
         raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
+    with join_group(args) as group:
+        trained = load_for_evaluation(args, group.devices, photographs) if args.eval_only else None
+        dataset = group.main_process_first(functools.partial(open_photographs, args))
+        if trained:
+            evaluate(*trained, dataset, group, args)
+        else:
+            description = describe(dataset, "imagenet", args.num_layers, args.unit)
+            new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
+            train(new_net, description, dataset, group, args)
+
+
+def open_photographs(args):
+    """The `Dataset` that the flags describe."""
     views = {
         "size": args.input_size,
         "crop_ratio": args.crop_ratio,
         "jitter": args.colour_jitter,
         "lighting": args.lighting,
     }
-    with join_group(args) as group:
-        dataset = group.main_process_first(
-            functools.partial(open_dataset, args.dataset, args.data_dir, classes=args.classes, **views)
-        )
-        new_net = functools.partial(make_net, dataset.classes, args)
-        if args.eval_only:
-            evaluate(new_net(), dataset, group, args)
-        else:
-            train(new_net, dataset, UNITS[args.unit], group, args)
+    return open_dataset(args.dataset, args.data_dir, classes=args.classes, **views)
 
 
 if __name__ == "__main__":

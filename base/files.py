@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import os
+import shutil
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "fsync", "writing"]
+__all__ = ["append", "file_digest", "fsync", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -22,6 +23,22 @@ def append(path, data):
     """Add bytes to the end of a file."""
     with writing(path), open(path, "ab") as file:
         file.write(data)
+
+
+def write_whole(path, source):
+    """Write a binary file object's rest under another name, then rename: ``path`` holds the old bytes or all new ones.
+
+    What a process that was killed leaves is PATH.new. Raises UserError where the disk refuses.
+    """
+    temporary = path.with_name(path.name + ".new")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                shutil.copyfileobj(source, file)
+            fsync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def fsync(path):

@@ -47,6 +47,22 @@ CHANNELS = {
     "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
 }
 
+FINE_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+    castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+    elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+    man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+    pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+    skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+    tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+# By label, as the archives' own lists have them; both are in the order of the alphabet.
+CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar100": tuple(FINE_CLASSES.split()),
+}
+
 
 def open_cifar(name, data_dir):
     """CIFAR-10 or CIFAR-100 (fine labels) as a `Dataset`: 50,000 images for training, 10,000 to test.
@@ -73,7 +89,7 @@ def open_cifar(name, data_dir):
     splits = {"train": lambda: split(archive.train), "test": lambda: split(archive.test)}
     records = ensure_records(data_dir / "records" / name, source, splits)
     mean, std = CHANNELS[name]
-    return Dataset(name, archive.classes, records, 32, mean, std, mirror=True)
+    return Dataset(name, archive.classes, records, 32, mean, std, mirror=True, class_names=CLASS_NAMES[name])
 
 
 open_cifar10 = functools.partial(open_cifar, "cifar10")

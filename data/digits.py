@@ -24,7 +24,7 @@ def open_digits(data_dir):
     splits = {"train": lambda: _split("train"), "test": lambda: _split("test")}
     records = ensure_records(Path(data_dir) / "records" / "digits", source, splits)
     # mean and standard deviation were measured on the training images; a mirrored digit is another sign
-    return Dataset("digits", 10, records, 32, (77.9,) * 3, (82.5,) * 3, mirror=False)
+    return Dataset("digits", 10, records, 32, (77.9,) * 3, (82.5,) * 3, mirror=False, class_names="0123456789")
 
 
 def _split(split):

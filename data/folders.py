@@ -9,7 +9,7 @@ import numpy as np
 from base.errors import UserError
 from base.text import has_controls, one_line
 
-__all__ = ["FolderImages", "list_images"]
+__all__ = ["FolderImages", "images_below", "list_images"]
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -42,7 +42,7 @@ def list_images(folder):
         for label, entry in enumerate(folders):
             if has_controls(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
                 raise UserError(f"the class folder {one_line(entry.path)} has a control character in its name")
-            found = _images_below(entry.path, barred)
+            found = images_below(entry.path, barred)
             if not found:
                 raise UserError(f"the class folder {one_line(entry.path)} holds no image")
             paths += found
@@ -90,8 +90,11 @@ def _is_image(name):
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _images_below(folder, barred):
-    """Paths of the images in a folder and those below it, except in folders whose `_identity` is in ``barred``."""
+def images_below(folder, barred=()):
+    """Paths of the images in a folder and those below it, except in folders whose `_identity` is in ``barred``.
+
+    Raises OSError, and UserError for a link that leads nowhere and an image that is no regular file.
+    """
     paths, left, seen = [], [(folder, None)], set(barred)
     while left:
         parent, identity = left.pop()

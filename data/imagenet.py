@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
@@ -27,12 +27,11 @@ from base.text import one_line
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
 from data.dataset import Dataset
 from data.folders import list_images
-from data.images import opened
+from data.images import FORMATS, opened, upright_rgb
 from data.records import LARGEST_IMAGE, locked, replacement, write_encoded
 
 __all__ = ["JpegOptions", "as_jpeg", "open_imagenet", "prepare"]
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 SHOWN = 5  # file names in a message
 CLASSES, CHANGED = "classes.txt", "changed.txt"
@@ -76,15 +75,15 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
     data_dir = Path(data_dir)
     records = {"train": data_dir / "train.rec", "test": data_dir / "val.rec"}
     if records["train"].exists():
-        found = _listed_classes(data_dir / CLASSES, classes or 1000)
+        names = _listed_classes(data_dir / CLASSES)
     elif (data_dir / "train").is_dir():
         records = {"train": data_dir / "train", "test": data_dir / "val"}
         names, val_names = (list_images(folder)[0] for folder in records.values())
         if names != val_names:
             raise UserError(f"{data_dir}: train/ and val/ have different classes")
-        found = len(names)
     else:
         raise UserError(f"{data_dir} has neither train.rec nor train/ in it: name ImageNet's folder with --data-dir")
+    found = len(names) if names else classes or 1000
     if classes not in (None, found):
         raise UserError(f"--classes {classes}: {data_dir} has {found} classes")
     views = {
@@ -92,20 +91,20 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
         "validation_crop": CentreWindow(crop_ratio),
         "colour": ColourJitter(MEAN, jitter, lighting),
     }
-    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, **views)
+    return Dataset("imagenet", found, records, size, MEAN, STD, mirror=True, top5=True, class_names=names, **views)
 
 
-def _listed_classes(path, default):
-    """How many classes a list of them names, or ``default`` where there is no list."""
+def _listed_classes(path):
+    """The classes that a list of them names, or None where there is no list."""
     try:
-        found = len(path.read_text(**TEXT).splitlines())
+        names = path.read_text(**TEXT).splitlines()
     except FileNotFoundError:
-        return default
+        return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if found == 0:
+    if not names:
         raise UserError(f"{path} is empty: it names the classes, one a line")
-    return found
+    return names
 
 
 def as_jpeg(content, options=UNCHANGED_SIZE):
@@ -132,7 +131,7 @@ def as_jpeg(content, options=UNCHANGED_SIZE):
         scale = options.short_side / min(image.size) if options.short_side else 1
         if not unusual and image.mode == "RGB" and scale >= 1:
             return content, unusual
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = upright_rgb(image)
         if scale < 1:
             size = [max(options.short_side, round(side * scale)) for side in image.size]
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -143,8 +142,6 @@ def as_jpeg(content, options=UNCHANGED_SIZE):
 
 def _unusual(image):
     """What sets an image apart from an upright JPEG in RGB, in words."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError("more than 8 bits a channel")
     unusual = [] if image.format == "JPEG" else [image.format]
     if image.mode in ("1", "L", "LA"):
         unusual.append("grey")

@@ -4,10 +4,11 @@ import contextlib
 import io
 import warnings
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-__all__ = ["DECODED", "fault", "opened"]
+__all__ = ["DECODED", "FORMATS", "fault", "opened", "upright_rgb"]
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that photographs are taken in
 DECODED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")  # of those that Pillow knows, what DALI decodes too
 
 # Pillow warns of an image that is large, on two lines, and refuses one twice as large: the second is enough.
@@ -30,6 +31,16 @@ def opened(content, formats=None):
         raise ValueError(f"no image header of {', '.join(formats) if formats else 'any known format'}") from None
     except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def upright_rgb(image):
+    """Pillow's image in RGB, turned as its EXIF data say; transparency is dropped.
+
+    Raises ValueError for one of more than 8 bits a channel.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("more than 8 bits a channel")
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def fault(content):

@@ -1,11 +1,22 @@
 """Attention module: a trunk branch weighed by a soft mask branch (arXiv 1704.06904, section 3)."""
 
-from mxnet.gluon import nn
+from collections import namedtuple
+
+import mxnet as mx
+from mxnet.gluon import SymbolBlock, nn
 
 from model.units import NormReLU
 from model.upsample import Upsample
 
-__all__ = ["AttentionModule", "Hourglass", "SoftMask", "unit_sequence"]
+__all__ = ["AttentionMaps", "AttentionModule", "Hourglass", "SoftMask", "attention_maps", "unit_sequence"]
+
+AttentionMaps = namedtuple("AttentionMaps", ["trunk", "mask", "output"])
+AttentionMaps.__doc__ = """What an attention module computes of a batch (figure 1), NDArrays of (N, channels, H, W).
+
+trunk : the features before the mask, T(x).
+mask : the soft mask, M(x), values in (0, 1).
+output : the features after it, as `AttentionModule.combine` makes them of both.
+"""
 
 
 class Hourglass(nn.HybridBlock):
@@ -109,6 +120,43 @@ class AttentionModule(nn.HybridBlock):
         Shapes: both (N, channels, H, W) -> (N, channels, H, W).
         """
         return (1 + mask) * trunk
+
+
+def attention_maps(net, modules, x):
+    """The `AttentionMaps` of some attention modules of a network, for images x, in the order of ``modules``.
+
+    They are nodes of the network's own graph, whichever form it was given, and use its parameters where these are.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Initialized.
+    modules : list of AttentionModule
+    x : NDArray
+        (N, C, H, W), on one of the network's devices.
+    """
+    seen = {}  # (module's place, name of the map): its node
+    handles = []
+    for place, module in enumerate(modules):
+
+        def note(name, value, place=place):
+            seen[place, name] = value
+
+        handles += [
+            module.trunk.register_forward_hook(lambda block, inputs, output, note=note: note("trunk", output)),
+            module.mask.register_forward_hook(lambda block, inputs, output, note=note: note("mask", output)),
+            module.after.register_forward_pre_hook(lambda block, inputs, note=note: note("output", inputs[0])),
+        ]
+    try:
+        data = mx.sym.var("data", dtype=x.dtype)
+        net(data)
+    finally:
+        for handle in handles:
+            handle.detach()
+    nodes = [seen[place, name] for place in range(len(modules)) for name in AttentionMaps._fields]
+    maps = SymbolBlock(nodes, data, params=net.collect_params())(x)
+    count = len(AttentionMaps._fields)
+    return [AttentionMaps(*maps[first : first + count]) for first in range(0, len(maps), count)]
 
 
 def unit_sequence(count, channels, unit):

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 from mxnet.gluon import nn
 
-from model.attention import AttentionModule, unit_sequence
+from model.attention import AttentionModule, attention_maps, unit_sequence
 from model.units import NormReLU, PreActivationBottleneck
 
 __all__ = [
@@ -85,6 +85,28 @@ class AttentionNet(nn.HybridBlock):
 
     def hybrid_forward(self, F, x):
         return self.output(self.features(x))
+
+    def attention_masks(self, x):
+        """What every attention module attends to in a batch of images: its soft mask, and the features around it.
+
+        Parameters
+        ----------
+        x : NDArray
+            Normalized images (N, 3, H, W), on one of the network's devices.
+
+        Returns
+        -------
+        dict
+            {"stage 1, module 1": model.attention.AttentionMaps, ...}, in the order in which an image passes them. Each
+            has the arrays ``trunk``, ``mask`` and ``output``, (N, channels, H', W').
+        """
+        modules = {}
+        for stage, channels in enumerate(self.channels, start=1):
+            alike = [
+                block for block in self.features if isinstance(block, AttentionModule) and block.channels == channels
+            ]
+            modules.update((f"stage {stage}, module {number}", block) for number, block in enumerate(alike, start=1))
+        return dict(zip(modules, attention_maps(self, list(modules.values()), x)))
 
     def pieces(self):
         """The blocks that the network is when they run one after the other; each attention module is one."""

@@ -7,11 +7,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh
 run=demo_$(date +%Y%m%d%H%M%S)
 .venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 3 --batch-size 16 \
-    --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --run-name "$run" "$@"
+    --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --viz-period 1 --run-name "$run" "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
+.venv/bin/python -m scripts.visualize_attention --params "log/params/$run/best.params" --count 4 \
+    --out "log/pictures/$run" >/dev/null
 
 echo
 echo "Accuracy curve:   log/text/$run-accuracy.png"
 echo "Loss curve:       log/text/$run-loss.png"
+echo "Attention masks:  log/pictures/$run/overview-masks.png"
 echo "Best parameters:  log/params/$run/best.params"
 echo "TensorBoard:      .venv/bin/tensorboard --host localhost --logdir=./log/board/$run"

@@ -27,6 +27,7 @@ def main():
     from data.digits import open_digits
     from tests.test_loop import small_net
     from training.commands import join_group, train
+    from training.network_file import describe
 
     with join_group(args) as group:
         if what == "masters":
@@ -36,7 +37,7 @@ def main():
         if what == "steps":
             take_steps(small_net(), dataset._replace(training_crop=WholeImage()), group, args, Path(folder))
         else:
-            train(small_net, dataset, "small", group, args)
+            train(small_net, describe(dataset, "cifar", 56, "bottleneck"), dataset, group, args)
 
 
 def begin_in_half_precision(net, group, args, folder):

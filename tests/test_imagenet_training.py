@@ -1,6 +1,5 @@
 """The ImageNet script from the shell: recipes, training, evaluation, and what it refuses."""
 
-import argparse
 import csv
 import functools
 import json
@@ -14,10 +13,12 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
+from data.dataset import Dataset
 from data.imagenet import JpegOptions, prepare
 from imagenet_train import make_net
 from tests.conftest import ROOT, assert_refused, run_script
 from training.metrics import top_k_hits
+from training.network_file import describe
 from training.run.checkpoint import Checkpoints
 
 train = functools.partial(run_script, "imagenet_train.py")
@@ -66,14 +67,15 @@ def test_saved_parameters_are_evaluated_at_any_size(finished, records):
     (path,) = (folder / "text").glob("*.csv")
     with path.open() as file:
         (row,) = csv.DictReader(file)
-    flags = ("--data-dir", records, "--eval-only", "--params", params, "--model", "attentionnext", "--limit", 16)
+    flags = ("--data-dir", records, "--eval-only", "--params", params, "--limit", 16, "--out", folder / "seen")
     process = train(*flags, "--input-size", 64, "--log-dir", folder / "none")
     assert process.returncode == 0, process.stderr
     loss, accuracy, top5 = (float(row[column]) for column in ("val_loss", "val_accuracy", "val_top5"))
     words = process.stdout.split()
-    assert words[:3] == [str(params), "at", "64x64:"] and process.stdout.count("\n") == 1
-    assert [float(word) for word in words[4::2]] == pytest.approx([loss, accuracy, top5], rel=1e-4, abs=1e-4)
+    assert words[:3] == [str(params), "at", "64x64:"]
+    assert [float(word) for word in words[4:10:2]] == pytest.approx([loss, accuracy, top5], rel=1e-4, abs=1e-4)
     assert not (folder / "none").exists()
+    assert {path.name for path in (folder / "seen").iterdir()} == {"last-confusion.png", "last-mistakes.png"}
     process = train(*flags, "--input-size", 96)
     assert process.returncode == 0 and "at 96x96" in process.stdout
 
@@ -126,15 +128,19 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
     assert_refused(train(*here, "--eval-only"), "--params")
     assert_refused(train(*here, "--eval-only", "--params", tmp_path / "none"), "none", "No such file")
     (tmp_path / "text").write_text("no parameters")
+    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "network.json", "missing")
+    shutil.copy(params.with_name("network.json"), tmp_path)
     assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "Invalid NDArray file format")
-    assert_refused(train(*here, "--eval-only", "--params", params), "last.params", "not of this network")
+    assert_refused(train(*here, "--eval-only", "--params", params, "--num-layers", 92), "--num-layers 92", "of 56")
+    assert_refused(train(*here, "--eval-only", "--params", params, "--model", "attention"), "is of resnext")
     assert not (tmp_path / "log").exists()
 
 
 @pytest.mark.parametrize("no_wd", [False, True])
 def test_no_wd_spares_biases_gammas_and_betas(no_wd):
     """A step without a gradient halves what decays."""
-    net = make_net(3, argparse.Namespace(num_layers=56, unit="se", last_gamma=False, no_wd=no_wd))
+    photographs = Dataset("three", 3, {}, 64, (0.0,) * 3, (1.0,) * 3, mirror=True)
+    net = make_net(describe(photographs, "imagenet", 56, "se"), last_gamma=False, no_wd=no_wd)
     net.initialize()
     parameters = {name: value for name, value in net.collect_params().items() if value.grad_req != "null"}
     for value in parameters.values():

@@ -16,6 +16,7 @@ from training.commands import train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
 from training.learner import NotFinite, copy_parameters, initialize, train_step, validate
+from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.files import new_run
 from training.run.logger import RunLogger
@@ -219,7 +220,7 @@ def test_a_whole_training_runs_on_several_devices(tmp_path, digits):
         nets.append(small_net())
         return nets[-1]
 
-    train(make_net, digits, "small", SingleProcess(contexts), args)
+    train(make_net, describe(digits, "cifar", 56, "bottleneck"), digits, SingleProcess(contexts), args)
     with open(tmp_path / "text" / "two.csv") as file:
         rows = list(csv.DictReader(file))
     saved = mx.nd.load(str(tmp_path / "params" / "two" / "last.params"))

@@ -20,6 +20,7 @@ from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
 from training.learner import Learner
 from training.loop import fit
+from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.progress import TrainingProgress
@@ -62,11 +63,11 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
                 interrupt(*batch.coordinates[:2])
             return transform(batch)
 
-    options = {
-        field.name: getattr(args, field.name) for field in dataclasses.fields(RunOptions) if field.name != "stem"
-    }
+    names = {field.name for field in dataclasses.fields(RunOptions)} - {"stem", "network"}
+    options = {name: getattr(args, name) for name in names}
+    options |= {"stem": "digits", "network": describe(digits, "cifar", 56, "bottleneck")}
     steps = loaders[0].steps
-    with Run(RunOptions(stem="digits", **options), group, steps, args.settings, args.resumed) as run:
+    with Run(RunOptions(**options), group, steps, args.settings, args.resumed) as run:
         if run.finished:
             print(run.finished)
             return

@@ -74,7 +74,7 @@ def test_parameters_are_saved_and_load(finished):
     folder, _ = finished
     (params,) = (folder / "params").iterdir()
     assert {file.name for file in params.iterdir()} == {
-        "best.params", "last.params", "epoch-0001.params", "epoch-0002.params",
+        "best.params", "last.params", "epoch-0001.params", "epoch-0002.params", "network.json",
         "checkpoint-000002", "checkpoint-000003",
     }  # fmt: skip
     net = get_attention_cifar(10, 56)

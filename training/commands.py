@@ -1,22 +1,27 @@
 """What every training script does with its flags."""
 
 import contextlib
-
-import mxnet as mx
+from pathlib import Path
 
 from base.devices import explaining_memory
 from base.errors import UserError
+from base.text import one_line
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
+from model.onednn import hybridize
 from training.distributed import process_group
-from training.learner import Learner, initialize, validate
+from training.evaluation import Findings, class_table, draw_findings
+from training.flags import UNITS
+from training.learner import Learner, validate
 from training.loop import fit
+from training.network_file import NETWORK_FILE, load_network
 from training.optimizers import optimizer_options
+from training.prediction import check_classes
 from training.run.progress_bar import ProgressBar
 from training.run.run import Run, RunOptions
 from training.schedule import learning_rates
 
-__all__ = ["evaluate", "join_group", "make_loader", "train"]
+__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "train"]
 
 
 @contextlib.contextmanager
@@ -44,16 +49,16 @@ def make_loader(dataset, split, group, args):
     )
 
 
-def train(make_net, dataset, network, group, args):
+def train(make_net, description, dataset, group, args):
     """Train a network on a data set as the flags say.
 
     Parameters
     ----------
     make_net : callable
         Returns the network, new and uninitialized.
+    description : training.network_file.NetworkDescription
+        Of that network.
     dataset : data.dataset.Dataset
-    network : str
-        What the network is called, without its depth.
     group : training.distributed.process_group.SingleProcess
     args : argparse.Namespace
         The flags of `training.flags`.
@@ -65,14 +70,16 @@ def train(make_net, dataset, network, group, args):
     mixup_epochs = args.epochs - args.mix_up_off_epochs if args.mix_up else 0
     transform = TargetTransform(dataset.classes, args.alpha, mixup_epochs, args.epsilon, args.seed)
     options = RunOptions(
+        network=description,
         log_dir=args.log_dir,
         run_name=args.run_name,
-        stem=f"{dataset.name}_{network}{args.num_layers}",
+        stem=f"{dataset.name}_{UNITS[description.unit]}{description.depth}",
         epochs=args.epochs,
         log_interval=args.log_interval,
         save_period=args.save_period,
         checkpoint_minutes=args.checkpoint_minutes,
         nan_action=args.nan_action,
+        viz_period=args.viz_period,
     )
     with Run(options, group, steps, args.settings, args.resumed) as run:
         if run.finished:
@@ -89,35 +96,64 @@ def precision(args):
     return "float16" if args.float16 else "float32"
 
 
-def evaluate(net, dataset, group, args):
-    """Load --params into an uninitialized network, validate it and print the figures in one line.
+def load_for_evaluation(args, devices, datasets):
+    """The network of --params and what to validate it on, as the network.json beside them says where no flag does.
 
-    Raises UserError for a file that cannot be read or is another network's.
+    Parameters
+    ----------
+    args : argparse.Namespace
+        --dataset becomes the network's where it is not given; so do --input-size and --crop-ratio, if there are any.
+    devices : list of mxnet.Context
+    datasets : iterable of str
+        Those that the script knows.
+
+    Returns
+    -------
+    (HybridBlock, training.network_file.NetworkDescription)
+
+    Raises UserError as `training.network_file.load_network` does, and where a flag contradicts network.json.
     """
+    net, description = load_network(args.params, devices)
+    for flag, value in {"num_layers": description.depth, "unit": description.unit}.items():
+        if flag in args.given and getattr(args, flag) != value:
+            raise UserError(
+                f"--{flag.replace('_', '-')} {getattr(args, flag)}: {args.params} is of {value}, as {NETWORK_FILE} says"
+            )
+    seen = {"dataset": description.dataset, "input_size": description.input_size, "crop_ratio": description.crop_ratio}
+    for flag, value in seen.items():
+        if flag in vars(args) and flag not in args.given:
+            setattr(args, flag, value)
+    if args.dataset not in datasets:
+        raise UserError(
+            f"{args.params} was trained on {one_line(args.dataset)}: choose one of them with --dataset: "
+            f"{', '.join(datasets)}"
+        )
+    return net, description
+
+
+def evaluate(net, description, dataset, group, args):
+    """Validate a network with its parameters; print what was found, and draw it beside --params or into --out.
+
+    Raises UserError where the data set has other classes or sizes than the network, and where a picture cannot be
+    written.
+    """
+    check_classes(dataset, description)
+    if not type(net).takes(dataset.size):
+        raise UserError(f"{args.params} does not take images of {dataset.size}x{dataset.size}")
+    dataset = dataset._replace(mean=description.mean, std=description.std)
     loader = make_loader(dataset, "test", group, args)
-    initialize(net, group.devices, mx.init.Zero(), precision(args), inference=True)
-    load_parameters(net, args.params, group.devices)
+    net.cast(precision(args))
+    hybridize(net, inference=True)
+    findings = Findings(dataset)
     with ProgressBar(loader.steps, "validation", args.log_interval, shown=group.is_main_process) as bar:
-        means = validate(net, loader, precision(args), group, bar.step)
-    if group.is_main_process:
-        names = {"accuracy": "top-1", "top5": "top-5"}
-        figures = "  ".join(f"{names.get(name, name)} {mean:.4f}" for name, mean in means.items())
-        print(f"{args.params} at {dataset.size}x{dataset.size}: {figures}")
-
-
-def load_parameters(net, path, devices):
-    """Load a .params file into an initialized network.
-
-    Raises UserError for a file that cannot be read or is another network's.
-    """
-    try:
-        open(path, "rb").close()  # MXNet's own message would name its source files
-        net.load_parameters(path, ctx=devices, cast_dtype=True)
-    except OSError as error:
-        raise UserError(f"cannot read --params {path}: {error.strerror}") from None
-    except mx.base.MXNetError as error:  # all but the end of its last line is of MXNet's source files
-        reason = str(error).rpartition(": ")[2]
-        raise UserError(f"cannot read --params {path}: {reason}") from None
-    except (AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--params {path} are not of this network: {reason}") from None
+        means = validate(net, loader, precision(args), group, bar.step, findings.add)
+    matrix = group.sum("confusion", findings.matrix).astype(int)
+    if not group.is_main_process:
+        return
+    names = {"top5": "top-5"}
+    figures = "  ".join(f"{names.get(name, name)} {mean:.4f}" for name, mean in means.items())
+    print(f"{one_line(args.params)} at {dataset.size}x{dataset.size}: {figures}")
+    print(class_table(matrix, description.classes))
+    params = Path(args.params)
+    for path in draw_findings(findings, matrix, description, Path(args.out or params.parent), params.stem):
+        print(one_line(path))

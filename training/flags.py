@@ -23,7 +23,14 @@ from base.flags import (
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
 
-__all__ = ["UNITS", "parse_arguments", "residual_unit", "training_parser"]
+__all__ = [
+    "UNITS",
+    "add_evaluation_flags",
+    "check_evaluation_flags",
+    "parse_arguments",
+    "residual_unit",
+    "training_parser",
+]
 
 # Residual units by name, with what a network of them is called, as `model.units.units` has them with their classes,
 # which import MXNet.
@@ -35,7 +42,7 @@ UNITS = {
 }
 
 # A checkpoint holds all flags but these, which say where the run is and what else to do, and not how it trains.
-NOT_SETTINGS = ("resume", "run_name", "log_dir", "eval_only", "params")
+NOT_SETTINGS = ("resume", "run_name", "log_dir", "eval_only", "params", "out")
 
 # A resumed run may have another value of these, and of no other.
 MAY_CHANGE = (
@@ -46,6 +53,7 @@ MAY_CHANGE = (
     "memory_saving",
     "log_interval",
     "save_period",
+    "viz_period",
     "checkpoint_minutes",
     "nan_action",
     "sync",
@@ -183,6 +191,12 @@ def training_parser(description, *, datasets, **defaults):
         help="epochs between epoch-NNNN.params, copies of the parameters that stay; they are no checkpoints; 0 is none",
     )
     group.add_argument(
+        "--viz-period",
+        type=non_negative_int,
+        default=0,
+        help="epochs between pictures of the attention masks in TensorBoard; 0 is none",
+    )
+    group.add_argument(
         "--checkpoint-minutes",
         type=non_negative_float,
         default=10,
@@ -201,11 +215,32 @@ def training_parser(description, *, datasets, **defaults):
     return parser
 
 
+def add_evaluation_flags(parser):
+    """Give a training script's parser the flags by which it evaluates instead; `check_evaluation_flags` checks them."""
+    group = parser.add_argument_group("evaluation")
+    group.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="validate --params, as the network.json beside it says, and end",
+    )
+    group.add_argument("--params", metavar="FILE", help="parameters for --eval-only")
+    group.add_argument("--out", metavar="DIR", help="folder of --eval-only's pictures (default: that of --params)")
+
+
+def check_evaluation_flags(parser, args):
+    """End with status 2 where the flags for an evaluation contradict each other."""
+    if args.eval_only != (args.params is not None):
+        parser.error("--eval-only and --params need each other")
+    if args.out is not None and not args.eval_only:
+        parser.error("--out is for the pictures of --eval-only")
+
+
 def parse_arguments(parser, argv=None):
     """Parse the command line and check the flags against each other; a contradiction exits with status 2.
 
-    Returns a namespace of all flags and, besides, ``settings``: those a checkpoint holds, as they were given; and
-    ``resumed``: the `training.run.resume.Resumed` that --resume names, or None.
+    Returns a namespace of all flags and, besides, ``settings``: those a checkpoint holds, as they were given;
+    ``resumed``: the `training.run.resume.Resumed` that --resume names, or None; and ``given``: the names of the flags
+    on the command line.
 
     Raises UserError where --resume names no run to go on with.
     """
@@ -224,7 +259,7 @@ def parse_arguments(parser, argv=None):
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
-    args.resumed = resumed
+    args.resumed, args.given = resumed, sorted(given)
     return args
 
 

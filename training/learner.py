@@ -252,10 +252,11 @@ def describe(shares):
     return f"its images go from {least:.4g} to {most:.4g}, mean {mean:.4g}"
 
 
-def validate(net, loader, dtype, group, on_step=lambda images: None):
+def validate(net, loader, dtype, group, on_step=lambda images: None, on_output=lambda batch, output: None):
     """The means of `validation_metrics` over all processes' images, each counted once: {name: mean}.
 
-    ``on_step`` is called after every step with the number of images.
+    ``on_step`` is called after every step with the number of images, ``on_output`` with every `data.loader.Batch` and
+    the logits (count, classes) of its images that count.
     """
     metrics = validation_metrics(loader.dataset)
     averages = Averages.of(metrics)
@@ -264,6 +265,7 @@ def validate(net, loader, dtype, group, on_step=lambda images: None):
             output = net(batch.images.astype(dtype, copy=False)).astype("float32")[: batch.count]
             labels = batch.labels[: batch.count]
             if batch.count:
+                on_output(batch, output)
                 averages.add({name: metric(output, labels) for name, metric in metrics.items()})
         averages.collect(behind=len(batches))
         on_step(sum(batch.count for batch in batches))

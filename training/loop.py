@@ -32,7 +32,7 @@ def fit(learner, run, loaders, transform, learning_rate, epochs):
     finite no more, WorkerLost where the other processes do not answer, and SystemExit when a signal has stopped it.
     """
     train, validation = loaders
-    run.start(learner, train, transform)
+    run.start(learner, loaders, transform)
     try:
         for epoch in range(run.progress.epoch, epochs):
             run.on_step_end()

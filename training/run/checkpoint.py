@@ -159,8 +159,9 @@ class Checkpoints:
         for pattern in ("checkpoint-*.new", "checkpoint-*.old"):
             for path in self._folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self._folder.glob("*.params.new"):
-            path.unlink()
+        for pattern in ("*.params.new", "*.json.new"):
+            for path in self._folder.glob(pattern):
+                path.unlink()
 
 
 def _number(path):

@@ -1,12 +1,12 @@
 """Parameters in MXNet's format, to use a network elsewhere: the last epoch's, the best one's, every so many epochs'."""
 
 import os
-import shutil
 
 import mxnet as mx
 
 from base.devices import in_own_thread
-from base.files import fsync, writing
+from base.files import file_digest, write_whole
+from training.network_file import NetworkFile
 
 __all__ = ["Exports"]
 
@@ -14,20 +14,35 @@ __all__ = ["Exports"]
 class Exports:
     """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params, in float32 always.
 
+    What they are of goes to network.json beside them.
+
     Parameters
     ----------
     folder : pathlib.Path
         Exists.
     save_period : int
         Epochs between numbered files; 0 is none.
+    description : training.network_file.NetworkDescription
     """
 
-    def __init__(self, folder, save_period):
+    def __init__(self, folder, save_period, description):
         self._folder, self._save_period = folder, save_period
+        self._network_file = NetworkFile(folder, description)
 
     @in_own_thread
-    def save(self, net, epoch, best_epoch):
-        """Save what an epoch ended with, all names that are due to it. Epochs count from 1."""
+    def save(self, net, epoch, best_epoch, accuracy):
+        """Save what an epoch ended with, all names that are due to it.
+
+        Parameters
+        ----------
+        net : Block
+        epoch, best_epoch : int
+            Count from 1.
+        accuracy : float or None
+            Of the epoch's validation, if known.
+
+        Raises UserError where a file cannot be written.
+        """
         names = ["last.params"]
         if epoch == best_epoch:
             names.append("best.params")
@@ -35,23 +50,12 @@ class Exports:
             names.append(f"epoch-{epoch:04d}.params")
         # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
         with open(os.memfd_create("params"), "w+b") as memory:
-            mx.nd.save(f"/proc/self/fd/{memory.fileno()}", parameters_of(net))
+            path = f"/proc/self/fd/{memory.fileno()}"
+            mx.nd.save(path, parameters_of(net))
+            self._network_file.add(names, file_digest(path), epoch, accuracy)
             for name in names:
                 memory.seek(0)
-                self._write(memory, self._folder / name)
-
-    @staticmethod
-    def _write(memory, path):
-        """Write under another name, then rename: ``path`` holds the old parameters or the new ones, never a part."""
-        temporary = path.with_name(path.name + ".new")
-        with writing(path):
-            try:
-                with open(temporary, "wb") as file:
-                    shutil.copyfileobj(memory, file)
-                fsync(temporary)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+                write_whole(self._folder / name, memory)
 
 
 def parameters_of(net):

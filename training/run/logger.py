@@ -63,6 +63,11 @@ class RunLogger:
         pixels = (pixels / 255).clip(0, 1)
         self._events.add_summary(image_summary("training_images", pixels), 0)
 
+    def picture(self, name, pixels, epoch):
+        """A picture, uint8 (H, W, 3), for TensorBoard's slider of this name."""
+        image = mx.nd.array(pixels.transpose(2, 0, 1) / 255)
+        self._events.add_summary(image_summary(name, image), epoch)
+
     @in_own_thread
     def histograms(self, net, epoch):
         """The distributions of all trainable parameters, in some of the epochs (from 1 on), the last among them."""

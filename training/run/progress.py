@@ -26,6 +26,8 @@ class TrainingProgress:
         Steps in a row, up to here, that were left out because their loss was not finite.
     best_accuracy, best_epoch : float, int
         Of the best validation so far; epochs count from 1.
+    accuracy : float
+        Of the last validation; -1 before any, and in checkpoints from before it was kept.
     """
 
     steps: int
@@ -36,6 +38,7 @@ class TrainingProgress:
     skipped: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
+    accuracy: float = -1.0
 
     @property
     def global_step(self):
@@ -45,13 +48,15 @@ class TrainingProgress:
     def finish_epoch(self, accuracy):
         """On to the next epoch; ``accuracy`` is the validation's."""
         self.epoch, self.step, self.seconds, self.averages = self.epoch + 1, 0, 0.0, Averages({})
+        self.accuracy = accuracy
         if accuracy > self.best_accuracy:
             self.best_accuracy, self.best_epoch = accuracy, self.epoch
 
     def to_json(self):
         """As a dictionary of numbers; `from_json` makes it a progress again."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "averages": self.averages.sums(), "best_accuracy": float(self.best_accuracy)}
+        accuracies = {"best_accuracy": float(self.best_accuracy), "accuracy": float(self.accuracy)}
+        return {**fields, "averages": self.averages.sums(), **accuracies}
 
     @classmethod
     def from_json(cls, values, steps):
@@ -70,7 +75,7 @@ class TrainingProgress:
             raise ValueError(f"no progress of a training: {error}") from None
         counts = [count for count, _ in sums.values()]
         whole = (progress.steps, progress.epoch, progress.step, progress.skipped, progress.best_epoch, *counts)
-        real = (progress.seconds, progress.best_accuracy, *(total for _, total in sums.values()))
+        real = (progress.seconds, progress.best_accuracy, progress.accuracy, *(total for _, total in sums.values()))
         are_whole = all(type(number) is int and 0 <= number < 2**53 for number in whole)
         if not are_whole or not all(type(number) is float and math.isfinite(number) for number in real):
             raise ValueError("no progress of a training: a number is missing or out of range")

@@ -7,6 +7,7 @@ import signal
 import sys
 
 from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from training.network_file import NetworkDescription
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
 from training.run.files import DEFAULT_LOG_DIR, new_run
@@ -22,10 +23,11 @@ SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accide
 
 @dataclasses.dataclass
 class RunOptions:
-    """What the flags of the same names say of a run.
+    """What the flags of the same names say of a run, and what it trains.
 
     Attributes
     ----------
+    network : training.network_file.NetworkDescription
     log_dir : str
     run_name : str or None
     stem : str
@@ -39,8 +41,11 @@ class RunOptions:
         Between checkpoints within an epoch.
     nan_action : str
         "stop" or "skip".
+    viz_period : int
+        Epochs between pictures of the attention; 0 is none.
     """
 
+    network: NetworkDescription
     log_dir: str
     run_name: str
     stem: str
@@ -49,6 +54,7 @@ class RunOptions:
     save_period: int
     checkpoint_minutes: float
     nan_action: str
+    viz_period: int
 
 
 class Run:
@@ -96,18 +102,19 @@ class Run:
     def __exit__(self, *exception):
         return self._entered.__exit__(*exception)
 
-    def start(self, learner, loader, transform):
+    def start(self, learner, loaders, transform):
         """Restore the checkpoint to go on from, or write the first one.
 
         Parameters
         ----------
         learner : training.learner.Learner
-        loader : data.loader.ShardedLoader
-            The training images'.
+        loaders : 2 data.loader.ShardedLoader
+            Of the training and of the validation images.
         transform : data.mixup.TargetTransform
 
         Raises UserError where the checkpoint does not fit the network or the data set.
         """
+        loader, self._validation = loaders
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
         devices = {"workers": self._group.size, "devices": len(self._group.devices), "images": loader.batch_size}
@@ -117,7 +124,7 @@ class Run:
         )
         if self._group.is_main_process:
             self._logger = RunLogger(self._files, self._options.epochs)
-            self._exports = Exports(self._files.params, self._options.save_period)
+            self._exports = Exports(self._files.params, self._options.save_period, self._options.network)
         if self._resumed:
             self._restore(learner)
             if said := what_changes(self._resumed.checkpoint.facts.get("devices"), devices):
@@ -212,9 +219,22 @@ class Run:
         """Log an epoch's figures, as `RunLogger.epoch` takes them; save its state and its parameters."""
         self._logger.histograms(learner.evaluation_net, figures["epoch"])
         self._logger.epoch(figures, metric_name)
+        if self._options.viz_period and figures["epoch"] % self._options.viz_period == 0:
+            self._picture_attention(learner.evaluation_net, figures["epoch"])
         self.progress.finish_epoch(figures["val_accuracy"])
         self._save()
         self._export(learner)
+
+    def _picture_attention(self, net, epoch):
+        """Log what the network attends to in the first validation images, which are the same ones each time."""
+        if not self._group.is_main_process:
+            return
+        # imported late: matplotlib takes a second
+        from training.attention_pictures import picture_of_batch
+
+        batch, *_ = next(self._validation.epoch(0))
+        pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
+        self._logger.picture("attention_masks", pixels, epoch)
 
     def on_training_end(self):
         """Say how the training ended."""
@@ -241,8 +261,10 @@ class Run:
             raise Diverged(f"{self.where()}: {error}") from None
 
     def _export(self, learner):
+        progress = self.progress
         if self._group.is_main_process:
-            self._exports.save(learner.evaluation_net, self.progress.epoch, self.progress.best_epoch)
+            accuracy = progress.accuracy if progress.accuracy >= 0 else None
+            self._exports.save(learner.evaluation_net, progress.epoch, progress.best_epoch, accuracy)
 
     def _resume_command(self):
         """What to type to go on."""

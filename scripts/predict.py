@@ -1,0 +1,105 @@
+"""Name what images show: python -m scripts.predict --params FILE IMAGE|FOLDER...
+
+Prints a line for each image, its path and the most probable classes, or with --json an object. A file that is no image
+is named on stderr; the others are done, and the exit status is 2 in the end.
+"""
+
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser, positive_int
+from base.runtime import prepare_mxnet
+from base.text import one_line
+
+
+def parse_arguments():
+    parser = OneLineParser(
+        prog="python -m scripts.predict", description="Name what images show.", formatter_class=HelpFormatter
+    )
+    parser.add_argument(
+        "--params", required=True, metavar="FILE", help="a .params file with its network.json beside it"
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images of any size, or folders of them")
+    parser.add_argument("--top", type=positive_int, default=5, help="classes to name for each image")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one a line")
+    parser.add_argument("--batch-size", "-b", type=positive_int, default=32, help="images at a time")
+    parser.add_argument(
+        "--attention", type=Path, metavar="DIR", help="draw what the network attends to in each image, as PNG"
+    )
+    parser.add_argument("--num-gpus", type=int, choices=[0, 1], default=0, help="1 for a GPU; 0 is the CPU")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    prepare_mxnet()  # everything below imports MXNet
+    from base.devices import contexts
+    from data.views import list_pictures
+    from model.onednn import hybridize
+    from training.network_file import load_network
+
+    paths = list_pictures(args.images)
+    net, description = load_network(args.params, contexts(args.num_gpus))
+    hybridize(net, static=False, inference=True)
+    artist = None
+    if args.attention:
+        from training.attention_pictures import AttentionArtist  # which imports matplotlib
+
+        artist = AttentionArtist(net, description, args.attention)
+    broken = 0
+    for examples, failures in batches(paths, args.batch_size, description):
+        for path, reason in failures:
+            broken += 1
+            print(f"error: cannot read {one_line(path)}: {one_line(reason)}", file=sys.stderr)
+            if args.json:
+                print(json.dumps({"path": path, "error": str(reason)}))
+        if examples:
+            show(examples, best_guesses(net, examples, description, args.top), args.json)
+            if artist:
+                list(artist.each(examples, features=False))
+        sys.stdout.flush()
+    if broken:
+        sys.exit(UserError.status)
+
+
+def batches(paths, size, description):
+    """Read images: (list of `Example`, [(path, reason)] of what is none) for every ``size`` paths."""
+    from training.prediction import read_example
+
+    left = iter(paths)
+    while some := list(islice(left, size)):
+        examples, failures = [], []
+        for path in some:
+            try:
+                examples.append(read_example(path, description))
+            except ValueError as error:
+                failures.append((path, error))
+        yield examples, failures
+
+
+def best_guesses(net, examples, description, count):
+    """For each image its most probable classes: lists of (name, probability), the best first."""
+    from training.prediction import classify, network_input
+
+    images = network_input(net, [example.view for example in examples], description)
+    return [
+        [(description.classes[label], float(row[label])) for label in (-row).argsort(kind="stable")[:count]]
+        for row in classify(net, images)
+    ]
+
+
+def show(examples, guesses, as_json):
+    for example, classes in zip(examples, guesses):
+        if as_json:
+            predictions = [{"class": name, "probability": round(share, 6)} for name, share in classes]
+            print(json.dumps({"path": example.name, "predictions": predictions}))
+        else:
+            named = ", ".join(f"{one_line(name)} {share:.4f}" for name, share in classes)
+            print(f"{one_line(example.name)}: {named}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,223 @@
+"""What uses saved parameters: predictions, evaluation, and pictures of the attention."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import cv2
+import mxnet as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.augmentation import CentreWindow
+from data.loader import Loader, LoaderOptions
+from data.records import Records
+from data.views import normalized, read_view
+from model import get_attention_cifar
+from tests.conftest import ROOT, assert_refused, run_script
+from tests.test_training import READ_EVENTS
+from training.evaluation import Findings, class_table
+from training.network_file import describe, make_network
+from training.prediction import Example, held_out_examples
+from training.run.exports import Exports
+
+
+def run_module(name, *flags):
+    command = [sys.executable, "-m", name, *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+predict = functools.partial(run_module, "scripts.predict")
+visualize = functools.partial(run_module, "scripts.visualize_attention")
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory, digits):
+    """The path of a network's parameters, as a training would write them, that has not learned anything."""
+    folder = tmp_path_factory.mktemp("run")
+    description = describe(digits, "cifar", 56, "bottleneck")
+    net = make_network(description)
+    mx.random.seed(3)
+    net.initialize(mx.init.MSRAPrelu())
+    Exports(folder, 0, description).save(net, 1, 1, 0.1)
+    return folder / "best.params"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, digits):
+    """A folder of the first eight held-out digits, as PNG."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, content in enumerate(Records(digits.records["test"]).encoded(range(8))):
+        (folder / f"{number}.png").write_bytes(content.tobytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def log_probabilities(params, digits):
+    """What the network itself gives for the first held-out digits: (8, 10)."""
+    net = get_attention_cifar(10, 56)
+    net.load_parameters(str(params))
+    (batch,) = Loader(digits, "test", LoaderOptions(8, seed=0, limit=8), mx.cpu(), training=False).epoch(0)
+    return net(batch.images).log_softmax().asnumpy()
+
+
+def test_predictions_are_those_of_the_network_on_the_loaders_images(params, images, log_probabilities):
+    process = predict("--params", params, images, "--json", "--top", 10, "--batch-size", 3)
+    assert (process.returncode, process.stderr) == (0, "")
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert [line["path"] for line in lines] == [str(images / f"{number}.png") for number in range(8)]
+    for line, expected in zip(lines, np.exp(log_probabilities)):
+        found = {entry["class"]: entry["probability"] for entry in line["predictions"]}
+        np.testing.assert_allclose([found[name] for name in "0123456789"], expected, atol=1e-5)
+        assert line["predictions"][0]["class"] == str(expected.argmax())
+
+
+def test_what_is_no_image_is_named_and_the_others_are_done(params, images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    paths = [images / "0.png", tmp_path / "broken.png", tmp_path / "none.png", tmp_path, images / "1.png"]
+    paths.remove(tmp_path)
+    process = predict("--params", params, *paths, "--attention", tmp_path / "seen")
+    assert process.returncode == 2
+    assert [line.split(": ")[0] for line in process.stdout.splitlines()] == [str(paths[0]), str(paths[-1])]
+    assert [line.split(": ")[1] for line in process.stderr.splitlines()] == [
+        f"cannot read {tmp_path / name}.png" for name in ("broken", "none")
+    ]
+    assert {path.name for path in (tmp_path / "seen").iterdir()} == {"0-masks.png", "1-masks.png"}
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_images_of_any_mode_are_seen_in_rgb(tmp_path, mode):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, 30:] = 255
+    path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
+    Image.fromarray(pixels).convert(mode).save(path)
+    view = read_view(path, 16, 1.0)
+    assert view.shape == (16, 16, 3) and view[:, :7].max() <= 2 and view[:, 9:].min() >= 253
+
+
+def test_turned_images_are_seen_upright(tmp_path):
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[:30] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned.png", exif=exif)
+    view = read_view(tmp_path / "turned.png", 16, 1.0)
+    assert view[:7].min() == 255 and view[9:].max() == 0
+
+
+@pytest.mark.parametrize("shape", [(100, 150), (230, 97), (64, 64), (20, 33)])
+def test_a_view_is_what_the_loader_validates_on(tmp_path, shape, digits):
+    draw = np.random.default_rng(0)
+    pixels = cv2.resize(draw.integers(0, 256, (6, 9, 3), dtype=np.uint8), shape[::-1], interpolation=cv2.INTER_CUBIC)
+    (tmp_path / "test" / "class").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "test" / "class" / "image.png")
+    dataset = digits._replace(records={"test": tmp_path / "test"}, size=64, validation_crop=CentreWindow(0.875))
+    (batch,) = Loader(dataset, "test", LoaderOptions(1, seed=0), mx.cpu(), training=False).epoch(0)
+    view = read_view(tmp_path / "test" / "class" / "image.png", 64, 0.875)
+    found = normalized([view], dataset.mean, dataset.std)
+    difference = abs(found - batch.images.asnumpy()) * dataset.std[0]
+    assert difference.max() <= 2  # of 255
+
+
+def test_every_module_is_drawn_for_every_image(params, digits, tmp_path):
+    sets = digits.records["train"].parents[2]
+    process = visualize("--params", params, "--data-dir", sets, "--count", 2, "--out", tmp_path / "new" / "out")
+    assert process.returncode == 0, process.stderr
+    names = ["overview-masks.png", *(f"digits-{i}-{what}.png" for i in range(2) for what in ("masks", "features"))]
+    assert [line.rpartition("/")[2] for line in process.stdout.splitlines()] == names
+    for path in map(str, (tmp_path / "new" / "out").iterdir()):
+        picture = cv2.imread(path)
+        assert min(picture.shape[:2]) > 400 and picture.std() > 10
+
+
+def test_files_are_drawn_and_what_is_none_is_named(params, images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"")
+    process = visualize("--params", params, "--images", images / "3.png", tmp_path / "broken.png", "--out", tmp_path)
+    assert_refused(process, str(tmp_path / "broken.png"), "empty")
+    assert (tmp_path / "3-masks.png").exists() and (tmp_path / "3-features.png").exists()
+
+
+def test_what_cannot_work_is_refused_in_one_line(params, images, tmp_path, digits):
+    sets = digits.records["train"].parents[2]
+    (tmp_path / "file").write_text("")
+    assert_refused(predict("--params", tmp_path / "none.params", images), "none.params", "No such file")
+    assert_refused(predict("--params", params, tmp_path), str(tmp_path), "holds no image")
+    here = ("--params", params, "--data-dir", sets, "--count", 1)
+    assert_refused(visualize(*here, "--out", tmp_path / "file"), "file")
+    assert_refused(visualize(*here, "--dataset", "digits", "--images", images, "--out", tmp_path), "exclude")
+
+
+def test_an_evaluation_agrees_with_the_network(params, digits, log_probabilities, tmp_path):
+    sets = digits.records["train"].parents[2]
+    flags = ("--eval-only", "--params", params, "--data-dir", sets, "--limit", 8, "--out", tmp_path)
+    process = run_script("cifar10_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    first, header, *rows, confusion, mistakes = process.stdout.splitlines()
+    labels = Records(digits.records["test"]).labels(range(8)).astype(int)
+    predicted = log_probabilities.argmax(axis=1)
+    loss = -log_probabilities[range(8), labels].mean()
+    assert first == f"{params} at 32x32: loss {loss:.4f}  accuracy {(predicted == labels).mean():.4f}"
+    assert header.split()[:4] == ["class", "images", "recall", "precision"] and len(rows) == 10
+    assert [int(row.split()[1]) for row in rows] == np.bincount(labels, minlength=10).tolist()
+    assert [confusion, mistakes] == [str(tmp_path / f"best-{name}.png") for name in ("confusion", "mistakes")]
+    assert all(cv2.imread(path).std() > 10 for path in (confusion, mistakes))
+    assert_refused(run_script("cifar10_train.py", *flags, "--num-layers", 92), "--num-layers 92", "of 56")
+    assert_refused(run_script("cifar10_train.py", "--eval-only"), "--params")
+
+
+def test_findings_count_and_rank_mistakes(digits):
+    (batch,) = Loader(digits, "test", LoaderOptions(5, seed=0, limit=3), mx.cpu(), training=False).epoch(0)
+    labels = batch.labels.asnumpy().astype(int)[:3]
+    logits = np.zeros((3, 10))
+    logits[0, labels[0]] = 9
+    logits[1, (labels[1] + 1) % 10] = 1
+    logits[2, (labels[2] + 1) % 10] = 5
+    findings = Findings(digits)
+    findings.add(batch, mx.nd.array(logits))
+    expected = np.zeros((10, 10), int)
+    for label, step in zip(labels, (0, 1, 1)):
+        expected[label, (label + step) % 10] += 1
+    np.testing.assert_array_equal(findings.matrix, expected)
+    worst = findings.worst()
+    assert [example.true for example, *_ in worst] == [labels[2], labels[1]]
+    assert [taken for _, taken, _ in worst] == [(labels[2] + 1) % 10, (labels[1] + 1) % 10]
+
+
+def test_a_class_table_has_recall_and_precision():
+    table = class_table(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]]), ("cat", "dog", "horse")).splitlines()
+    assert [line.split() for line in table[1:]] == [
+        ["cat", "4", "0.7500", "0.6000", "dog", "(1)"],
+        ["dog", "0", "-", "0.0000"],
+        ["horse", "4", "0.5000", "1.0000", "cat", "(2)"],
+    ]
+
+
+def test_held_out_images_come_with_their_class(digits):
+    sets = digits.records["train"].parents[2]
+    examples = held_out_examples("digits", sets, 3, describe(digits, "cifar", 56, "bottleneck"))
+    records = Records(digits.records["test"])
+    for number, (example, content) in enumerate(zip(examples, records.encoded(range(3)))):
+        assert isinstance(example, Example) and example.name == f"digits-{number}"
+        assert example.true == int(records.labels([number])[0])
+        np.testing.assert_array_equal(example.view, cv2.imdecode(content, cv2.IMREAD_COLOR))
+
+
+def test_a_training_shows_its_masks_and_learns_the_same(digits, tmp_path):
+    sets = digits.records["train"].parents[2]
+    flags = ("--dataset", "digits", "--data-dir", sets, "--log-dir", tmp_path, "--limit", 16, "--batch-size", 8)
+    flags += ("--epochs", 2, "--seed", 1)
+    for name, period in (("seen", 1), ("unseen", 0)):
+        process = run_script("cifar10_train.py", *flags, "--run-name", name, "--viz-period", period)
+        assert process.returncode == 0, process.stderr
+    read = [
+        sys.executable,
+        "-c",
+        READ_EVENTS.replace("steps = [", 'steps = [event.step for event in events.Images("attention_masks")]\n_ = ['),
+        tmp_path / "board" / "seen",
+    ]
+    _, images, _, steps = json.loads(subprocess.run(read, capture_output=True, text=True, check=True).stdout)
+    assert (images, steps) == (["training_images", "attention_masks"], [1, 2])
+    one, other = ((tmp_path / "params" / name / "last.params").read_bytes() for name in ("seen", "unseen"))
+    assert one == other
