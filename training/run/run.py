@@ -6,7 +6,8 @@ import shlex
 import signal
 import sys
 
-from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from base.errors import Diverged, UserError, WorkerLost
+from base.output import lasting_output
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
 from training.run.files import DEFAULT_LOG_DIR, new_run
@@ -17,6 +18,7 @@ from training.run.signals import StopSignals
 
 __all__ = ["Run", "RunOptions"]
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
 
 
@@ -89,6 +91,7 @@ class Run:
 
     def __enter__(self):
         self._entered.enter_context(self._files or contextlib.nullcontext())
+        self._entered.enter_context(lasting_output())
         self._group.signals = self._entered.enter_context(StopSignals())
         return self
 
@@ -155,14 +158,13 @@ class Run:
         """
         number = self._group.signals.number
         due = self._group.is_main_process and self._checkpointer.is_due()
-        wishes = [number == signal.SIGTERM, number == signal.SIGINT, due]
-        terminate, interrupt, due = self._group.sum("wishes", wishes)
-        if terminate or interrupt:
+        *stops, due = self._group.sum("wishes", [*(number == stop for stop in STOPS), due])
+        if any(stops):
             self._save()
             if self._group.is_main_process:
                 self._logger.info(f"stopped at {self.where()}; go on with: {self._resume_command()}")
             self._group.shutdown()
-            raise SystemExit(EXIT_TERMINATED if terminate else EXIT_INTERRUPTED)
+            raise SystemExit(128 + next(stop for stop, wish in zip(STOPS, stops) if wish))
         if due:
             self._save()
 
