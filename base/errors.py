@@ -1,15 +1,16 @@
 """How a command ends when it cannot go on."""
 
+import contextlib
 import signal
 import sys
 import traceback
 
+from base.output import open_closed_descriptors, settled_output
 from base.text import one_line
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_TERMINATED", "Diverged", "UserError", "WorkerLost", "report", "run_command"]
+__all__ = ["EXIT_INTERRUPTED", "Diverged", "UserError", "WorkerLost", "report", "run_command", "stop_signals"]
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
-EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
@@ -28,14 +29,25 @@ class WorkerLost(UserError):
     """Other workers of a training that do not answer any more."""
 
 
+def stop_signals():
+    """The signals that stop a command: SIGTERM, Ctrl-C, and that of a terminal which closes unless nohup ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 def run_command(main):
-    """Call a command's ``main()`` and end as it ended; SIGTERM ends it with 143."""
+    """Call a command's ``main()`` and end as it ended; SIGTERM ends it with 143, SIGHUP with 129."""
+    open_closed_descriptors()
     sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have what the terminal has not
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
-    try:
-        main()
-    except (UserError, OSError, KeyboardInterrupt) as error:
-        sys.exit(report(error))
+    for number in stop_signals():
+        if number != signal.SIGINT:  # which is Python's KeyboardInterrupt
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+    with settled_output():
+        try:
+            main()
+            sys.stdout.flush()
+        except (UserError, OSError, KeyboardInterrupt) as error:
+            sys.exit(report(error))
 
 
 def report(error):
@@ -46,11 +58,13 @@ def report(error):
     """
     if isinstance(error, SystemExit):
         return error.code
+    with contextlib.suppress(OSError):  # stderr may be what the system refuses
+        if isinstance(error, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        elif isinstance(error, (UserError, OSError)):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        else:
+            traceback.print_exception(type(error), error, error.__traceback__)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if isinstance(error, (UserError, OSError)):
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return getattr(error, "status", UserError.status)
-    traceback.print_exception(type(error), error, error.__traceback__)
-    return 1
+    return getattr(error, "status", UserError.status if isinstance(error, OSError) else 1)

@@ -294,9 +294,9 @@ def _converted(paths, options, workers):
 
 
 def _follow_parent(parent):
-    """Leave Ctrl-C and SIGTERM to process number ``parent``, and die when it dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Leave Ctrl-C, SIGTERM and SIGHUP to process number ``parent``, and die when it dies."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     die_with(parent)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Start a training once for each device of this machine, in step with those of other machines where there are more.
 
-COMMAND is one worker's command line. Each line of output has the worker's rank in front. Ctrl-C and SIGTERM go to all
-workers. When one dies, the others are stopped within ten seconds.
+COMMAND is one worker's command line. Each line of output has the worker's rank in front. Ctrl-C, SIGTERM and SIGHUP go
+to all workers. When one dies, the others are stopped within ten seconds.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
-from base.errors import UserError, run_command
+from base.errors import UserError, run_command, stop_signals
 from base.flags import OneLineParser, non_negative_int, positive_int
+from base.output import lasting_output
 from base.processes import die_with
 from base.runtime import THREAD_VARIABLES, real_core_count
 
@@ -74,7 +75,8 @@ def main():
         with tempfile.TemporaryDirectory(prefix=f"launch-{os.getpid()}-", dir="/tmp") as folder:
             # BytePS removes what it finds under the names of its sockets: in /tmp itself, those of another training.
             environ.setdefault("BYTEPS_SOCKET_PATH", folder)
-            status = supervise(workers(args, environ))
+            with lasting_output():
+                status = supervise(workers(args, environ))
     sys.exit(status)
 
 
@@ -222,7 +224,7 @@ def supervise(commands):
     Returns the exit status of the first that failed, or 0.
     """
     received = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, lambda number, _: received.append(number))
     started, readers = {}, []
     try:

@@ -57,7 +57,7 @@ class MeasuredSteps:
         self._group, self._net, self._shape = group, initialize(net, group.devices, INITIALIZER), input_shape(args)
         self._trainer = group.trainer(net.collect_params(), *optimizer_options(args))
         group.broadcast(net)
-        group.wishes = lambda: [0, 0, 0]  # as many as those of `training.run.run.Run`
+        group.wishes = lambda: [0, 0, 0, 0]  # as many as those of `training.run.run.Run`
         self._trainer.set_learning_rate(0.01)
         self._targets = (mx.nd.arange(args.batch_size) % classes).one_hot(classes)
         self.gradients = [p.grad() for p in self._trainer._params if p.grad_req != "null"]

@@ -124,15 +124,63 @@ def test_data_that_vanish_under_a_training_end_it_in_one_line(tmp_path, digits):
     assert results(tmp_path, "run") == results(tmp_path, "straight")
 
 
-def test_files_of_a_run_that_somebody_cut_short_are_named(tmp_path, digits, capsys):
+CHANGES = {
+    "a line in front": lambda path: path.write_bytes(b"# mine\n" + path.read_bytes()),
+    "a byte": lambda path: path.write_bytes(path.read_bytes().replace(b"e", b"E", 1)),
+    "emptied": lambda path: path.write_bytes(b""),
+    "removed": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(folder, digits, *FLAGS, "--run-name", "run")
+    return results(folder, "run")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, digits):
+    """The log folder of a run that was stopped in its third epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(SystemExit):
-        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((2, 1)))
-    with RunFiles(tmp_path, "run") as files:
-        files.csv.write_text("")
-        for path in files.event_files():
-            path.unlink()
-    train(tmp_path, digits, "--resume", "run")
-    assert "lines of run.csv are missing" in capsys.readouterr().out
+        train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((2, 1)))
+    return folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_of_a_run_that_somebody_changed_are_named_and_no_row_is_lost(
+    stopped, tmp_path, digits, undisturbed, change, capsys
+):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    with RunFiles(folder, "run") as files:
+        changed = [files.csv, files.log, *files.event_files()]
+    for path in changed:
+        CHANGES[change](path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        train(folder, digits, "--resume", "run", interrupt=stop_at((2, 3)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if " changed" in line or " missing" in line]
+    assert len(lines) == 3 and all("run" in line for line in lines)
+    aside = sorted(path.name.partition(".")[0] for path in folder.rglob("*.changed"))
+    assert aside == ([] if change == "removed" else ["events", "run", "run"])
+    train(folder, digits, "--resume", "run")  # what is new is nobody's change
+    said = capsys.readouterr().out
+    assert " changed" not in said and " missing" not in said
+    assert results(folder, "run") == undisturbed
+
+
+def test_a_checkpoint_from_before_files_had_checksums_goes_on(stopped, tmp_path, digits, undisturbed):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    checkpoints = Checkpoints(folder / "params" / "run")
+    checkpoint, _ = checkpoints.newest_whole()
+    facts = {name: fact for name, fact in checkpoint.facts.items() if name not in ("digests", "rows")}
+    checkpoints.save(checkpoint.arrays(), facts, checkpoint.path)
+    train(folder, digits, "--resume", "run")
+    assert results(folder, "run") == undisturbed and not list(folder.rglob("*.changed"))
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_no_run_to_resume(tmp_path, digits):

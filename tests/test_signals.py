@@ -11,6 +11,8 @@ import pytest
 from tests.conftest import ROOT, wait_until
 from training.run.checkpoint import Checkpoints
 
+STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+
 
 @pytest.fixture
 def training(tmp_path, digits):
@@ -28,7 +30,7 @@ def training(tmp_path, digits):
     process.communicate()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", STOPS)
 def test_a_signal_saves_and_says_how_to_go_on(training, tmp_path, number, status):
     training.send_signal(number)
     printed, errors = training.communicate(timeout=300)
@@ -79,15 +81,24 @@ def test_a_second_ctrl_c_stops_in_the_middle_of_a_step():
         assert process.wait(300) == -signal.SIGINT  # which is 130 in a shell
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", STOPS)
 def test_a_command_without_a_training_ends_with_the_same_status(number, status):
     code = "import os, time\nfrom base.errors import run_command\n"
     code += f"run_command(lambda: (os.kill(os.getpid(), {int(number)}), time.sleep(600)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == status
 
 
+def test_a_hangup_that_nohup_ignores_stops_nothing():
+    code = "import os, signal\nfrom base.errors import run_command\nfrom training.run.signals import StopSignals\n"
+    code += "def main():\n    with StopSignals() as stops:\n        os.kill(os.getpid(), signal.SIGHUP)\n"
+    code += "    os.kill(os.getpid(), signal.SIGHUP)\n    print(stops.number)\nrun_command(main)"
+    command = ["nohup", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+
+
 def test_the_tests_may_be_started_with_signals_ignored():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "without_a_training"]
     ignoring = ["sh", "-c", 'trap "" HUP INT QUIT TERM; exec "$@"', "sh"]
     done = subprocess.run([*ignoring, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout

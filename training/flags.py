@@ -20,6 +20,7 @@ from base.flags import (
     positive_float,
     positive_int,
 )
+from base.output import lasting_output
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
 
@@ -63,7 +64,8 @@ MAY_CHANGE = (
 )
 
 EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
-another worker); 3 the loss or the parameters are not finite; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"""
+another worker); 3 the loss or the parameters are not finite; 129 stopped by SIGHUP; 130 by
+Ctrl-C; 143 by SIGTERM"""
 
 
 def residual_unit(text):
@@ -290,7 +292,8 @@ def _resumed(parser, defaults, given):
 
         flags["resume"] = find_newest(flags["log_dir"], fits)
         if flags["resume"] is None:
-            print(f"no run in {flags['log_dir']} has these settings: this is a new one", flush=True)
+            with lasting_output():
+                print(f"no run in {flags['log_dir']} has these settings: this is a new one", flush=True)
             return flags, None
     resumed = open_run(flags["resume"], flags["log_dir"])
     saved = _saved(parser, defaults, resumed.checkpoint)

@@ -45,7 +45,7 @@ class Checkpointer:
     def restore(self, resumed):
         """Take over the arrays of a `training.run.resume.Resumed`; take away what was written after it.
 
-        Returns lines that say what was found to be damaged.
+        Returns lines that say what was found to be damaged or changed.
 
         Raises UserError where it does not fit the network or the images; nothing is touched then.
         """
@@ -66,9 +66,8 @@ class Checkpointer:
             progress.averages = Averages.of(progress.averages.sums())  # the main process has those of all
             return []
         self._checkpoints.tidy()
-        shortened = self._files.cut_back(resumed.sizes)
         self.path = checkpoint.path
-        return [*resumed.damaged, *(f"lines of {name} are missing: it was changed" for name in shortened)]
+        return [*resumed.damaged, *self._files.restore(resumed.written)]
 
     def save(self):
         """Write a checkpoint, unless the last one is of this very step."""
@@ -105,7 +104,7 @@ class Checkpointer:
             "position": {**self._progress.to_json(), "averages": averages.sums()},
             "updates": self._state.updates,
             **({"loss_scale": self._state.loss_scale.to_json()} if self._state.loss_scale else {}),
-            "sizes": self._files.flush(),
+            **self._files.flush(),
         }
         self.path = self._checkpoints.save(arrays, facts, self.path)
 

@@ -1,17 +1,55 @@
-"""The files of a run, and the right to write them. Imports nothing heavy."""
+"""The files of a run, what they held at a checkpoint, and the right to write them. Imports nothing heavy."""
 
+import dataclasses
 import fcntl
+import hashlib
+import itertools
 import os
+import re
 import time
 import weakref
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import fsync, writing
+from base.files import append, fsync, writing
 
-__all__ = ["DEFAULT_LOG_DIR", "RunFiles", "new_run"]
+__all__ = ["DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
 
 DEFAULT_LOG_DIR = "./log"
+EVENTS = "events.out.tfevents."
+CHUNK = 1 << 20  # bytes
+
+
+@dataclasses.dataclass
+class Written:
+    """What a run's files held when a checkpoint was written.
+
+    Attributes
+    ----------
+    sizes : dict
+        {name of a file: bytes}.
+    digests : dict
+        {name of a file: SHA-256 of so many bytes, hexadecimal}. Older checkpoints have none.
+    rows : list of str or None
+        The CSV's lines, the first of them its header. Older checkpoints have None.
+    """
+
+    sizes: dict
+    digests: dict
+    rows: list
+
+    @classmethod
+    def from_json(cls, facts):
+        """What a checkpoint's facts say. Raises ValueError where `RunFiles.flush` cannot have said it."""
+        try:
+            sizes = {str(name): max(0, int(size)) for name, size in facts["sizes"].items()}
+            digests = {str(name): str(digest) for name, digest in facts.get("digests", {}).items()}
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"no sizes of files: {error}") from None
+        rows = facts.get("rows")
+        if rows is not None and not (isinstance(rows, list) and all(map(_is_row, rows))):
+            raise ValueError("no rows of a CSV")
+        return cls(sizes, digests, rows)
 
 
 class RunFiles:
@@ -34,6 +72,8 @@ class RunFiles:
         self.log = self.log_dir / "text" / f"{name}.log"
         self.csv = self.log_dir / "text" / f"{name}.csv"
         self.params = self.log_dir / "params" / name
+        self._rows = []  # of the CSV, whatever somebody makes of the file meanwhile
+        self._digests = {}  # {path: (SHA-256 of its beginning, length of that)}
         lock = os.open(self.params, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, lock)
         if not to_write:
@@ -52,29 +92,121 @@ class RunFiles:
 
     def event_files(self):
         """TensorBoard's files of this run, oldest first."""
-        return sorted(self.board.glob("events.out.tfevents.*"))
+        return sorted(self.board.glob(f"{EVENTS}*"))
+
+    def add_row(self, figures):
+        """Append {column: number} to the CSV; the columns' names stand above the first row."""
+        rows = [] if self._rows else [",".join(figures)]
+        rows.append(",".join(f"{value:.6g}" for value in figures.values()))
+        append(self.csv, _text(rows))
+        self._rows += rows
 
     def flush(self):
-        """Wait until all is on the disk. Returns the sizes for `cut_back`."""
-        present = [path for path in (self.log, self.csv) if path.exists()]
-        for path in [*present, *self.event_files()]:
+        """Wait until all is on the disk. Returns what `Written` has, as JSON values."""
+        paths = [path for path in (self.log, self.csv, *self.event_files()) if path.is_file()]
+        for path in paths:
             fsync(path)
-        return {path.name: path.stat().st_size for path in [*present, *self.event_files()]}
+        sizes = {path: path.stat().st_size for path in paths}
+        return {
+            "sizes": {path.name: size for path, size in sizes.items()},
+            "digests": {path.name: self._digest(path, size) for path, size in sizes.items() if path != self.csv},
+            "rows": list(self._rows),
+        }
 
-    def cut_back(self, sizes):
-        """Take away what was written since `flush` gave ``sizes``.
+    def restore(self, written):
+        """Bring the files back to a `Written`: what was written since is taken away, lost rows of the CSV come back.
 
-        Returns the names of text files that have become shorter since, which no run does by itself.
+        A file whose beginning is not what it was is moved aside, and a new one takes its place.
+
+        Returns a line for each file that was changed or removed, which no run does by itself.
         """
-        present = [path for path in (self.log, self.csv, *self.event_files()) if path.exists()]
-        for path in present:
-            with writing(path):
-                if path.name not in sizes:
-                    path.unlink()
-                elif sizes[path.name] < path.stat().st_size:
-                    os.truncate(path, sizes[path.name])
-        left = {path.name: path.stat().st_size for path in present if path.exists()}
-        return [path.name for path in (self.log, self.csv) if left.get(path.name, 0) < sizes.get(path.name, 0)]
+        events = self.event_files()
+        own = [name for name in written.sizes if name.startswith(EVENTS)]
+        missing = [name for name in own if name not in {path.name for path in events}]
+        lines = [f"{len(missing)} of TensorBoard's files are missing in {self.board}"] if missing else []
+        if self.log.name in written.sizes and not self.log.exists():
+            lines.append(f"{self.log} is missing: a new one goes on")
+        for path in (self.log, *events):
+            lines += self._cut_back(path, written)
+        return lines + self._restore_csv(written)
+
+    def _cut_back(self, path, written):
+        """Take away what a file has more than it had; lines as of `restore`."""
+        size = written.sizes.get(path.name)
+        if not os.path.lexists(path):
+            return []
+        with writing(path):
+            if size is None:
+                path.unlink()
+            elif self._is_as_it_was(path, size, written.digests.get(path.name)):
+                os.truncate(path, size)
+            else:
+                self._digests.pop(path, None)
+                return [f"{path} was changed: it is {_set_aside(path)} now, and a new one goes on"]
+        return []
+
+    def _restore_csv(self, written):
+        """The same for the CSV, whose rows a checkpoint has."""
+        if written.rows is None:
+            lines = self._cut_back(self.csv, written)
+            found = self.csv.read_text(errors="replace").splitlines() if self.csv.exists() else []
+            self._rows = [row for row in found if _is_row(row)]
+            return lines
+        self._rows, expected = list(written.rows), _text(written.rows)
+        with writing(self.csv):
+            if not expected:
+                self.csv.unlink(missing_ok=True)
+            elif self.csv.is_file() and _beginning(self.csv, len(expected)) == expected:
+                os.truncate(self.csv, len(expected))
+            else:
+                how = "is missing"
+                if os.path.lexists(self.csv):
+                    how = f"was changed: it is {_set_aside(self.csv)} now"
+                append(self.csv, expected)
+                return [f"{self.csv} {how}; its rows are written anew"]
+        return []
+
+    def _is_as_it_was(self, path, size, digest):
+        """Whether a file begins with ``size`` bytes of that SHA-256; any bytes where there is None."""
+        if not path.is_file() or path.stat().st_size < size:
+            return False
+        return digest is None or self._digest(path, size) == digest
+
+    def _digest(self, path, size):
+        """SHA-256 of a file's first ``size`` bytes, of which those that were looked at before are not read again."""
+        digest, done = self._digests.get(path, (hashlib.sha256(), 0))
+        if done > size:
+            digest, done = hashlib.sha256(), 0
+        with open(path, "rb") as file:
+            file.seek(done)
+            while done < size and (content := file.read(min(CHUNK, size - done))):
+                digest.update(content)
+                done += len(content)
+        self._digests[path] = digest, done
+        return digest.hexdigest()
+
+
+def _is_row(value):
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.,+-]+", value) is not None
+
+
+def _text(rows):
+    """Lines of a CSV as its bytes."""
+    return "".join(f"{row}\r\n" for row in rows).encode()
+
+
+def _beginning(path, size):
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def _set_aside(path):
+    """Rename a file. Returns the new name, by which neither a run nor TensorBoard takes it for its own."""
+    stem = path.name.replace(EVENTS, "events.out.") + ".changed"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    path.rename(aside)
+    return aside.name
 
 
 def new_run(log_dir, name, stem):

@@ -49,8 +49,7 @@ class RunLogger:
         """An epoch's figures, {column of the CSV: number}, to all places; ``metric_name`` says what train_metric is."""
         row = {column: figures[column] for column in COLUMNS} | figures
         self.info(epoch_line(row, metric_name, self._epochs))
-        header = "" if self._files.csv.exists() else ",".join(row) + "\r\n"
-        append(self._files.csv, f"{header}{','.join(f'{value:.6g}' for value in row.values())}\r\n".encode())
+        self._files.add_row(row)
         for column, value in row.items():
             if column not in NOT_CURVES:
                 self._events.add_summary(scalar_summary(curve_name(column, metric_name), value), row["epoch"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from base.errors import UserError
 from training.distributed.launcher import launch_info
 from training.run.checkpoint import Checkpoint, Checkpoints
-from training.run.files import RunFiles
+from training.run.files import RunFiles, Written
 from training.run.progress import TrainingProgress
 
 __all__ = ["Resumed", "find_newest", "open_run"]
@@ -28,6 +28,10 @@ class Resumed:
         Whole.
     damaged : list of str
         A line for each newer checkpoint that is not.
+    updates : int
+        Of the optimizer.
+    written : training.run.files.Written
+        What the run's files held.
 
     Raises UserError where there is no whole checkpoint.
     """
@@ -47,7 +51,7 @@ class Resumed:
             self._progress = facts["position"]
             TrainingProgress.from_json(self._progress, 1)
             self.updates = int(facts["updates"])
-            self.sizes = {str(name): max(0, int(size)) for name, size in facts["sizes"].items()}
+            self.written = Written.from_json(facts)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None
 
@@ -59,7 +63,7 @@ class Resumed:
         """The line that the run finished with; None where it has not."""
         try:
             with open(self.files.log, "rb") as log:
-                log.seek(self.sizes.get(self.files.log.name, 0))
+                log.seek(self.written.sizes.get(self.files.log.name, 0))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return None

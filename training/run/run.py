@@ -6,7 +6,8 @@ import shlex
 import signal
 import sys
 
-from base.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, Diverged, UserError, WorkerLost
+from base.errors import Diverged, UserError, WorkerLost
+from base.output import lasting_output
 from training.network_file import NetworkDescription
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
@@ -18,6 +19,7 @@ from training.run.signals import StopSignals
 
 __all__ = ["Run", "RunOptions", "what_changes"]
 
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
 
 
@@ -95,6 +97,7 @@ class Run:
 
     def __enter__(self):
         self._entered.enter_context(self._files or contextlib.nullcontext())
+        self._entered.enter_context(lasting_output())
         self._group.signals = self._entered.enter_context(StopSignals())
         self._group.wishes = self._wishes
         return self
@@ -164,21 +167,21 @@ class Run:
 
         Raises SystemExit, with the state saved, where a signal has come to any process.
         """
-        terminate, interrupt, due = self._group.granted_wishes()
-        if terminate or interrupt:
+        *stops, due = self._group.granted_wishes()
+        if any(stops):
             self._save()
             if self._group.is_main_process:
                 self._logger.info(f"stopped at {self.where()}; go on with: {self._resume_command()}")
             self._group.shutdown()
-            raise SystemExit(EXIT_TERMINATED if terminate else EXIT_INTERRUPTED)
+            raise SystemExit(128 + next(stop for stop, wish in zip(STOPS, stops) if wish))
         if due:
             self._save()
 
     def _wishes(self):
-        """Whether this process was told to end, by SIGTERM or by Ctrl-C, and whether it wants to save."""
+        """Whether this process was told to end, by which of `STOPS`, and whether it wants to save."""
         number = self._group.signals.number
         due = self._group.is_main_process and self._checkpointer.is_due()
-        return [number == signal.SIGTERM, number == signal.SIGINT, due]
+        return [*(number == stop for stop in STOPS), due]
 
     def on_not_finite(self, error):
         """A step was not taken because of a `training.learner.NotFinite`: go on without it, or not.

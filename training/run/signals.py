@@ -1,13 +1,16 @@
-"""SIGTERM and Ctrl-C as a wish that the training grants when its step is done."""
+"""SIGTERM, SIGHUP and Ctrl-C as a wish that the training grants when its step is done."""
 
 import signal
 import time
+
+from base.errors import stop_signals
 
 __all__ = ["StopSignals"]
 
 
 class StopSignals:
-    """While entered, notes SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C ends it at once.
+    """While entered, notes SIGTERM, SIGHUP and Ctrl-C instead of ending the process. A second Ctrl-C ends it at
+    once, and a SIGHUP that is ignored stays so.
 
     Attributes
     ----------
@@ -27,7 +30,7 @@ class StopSignals:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel's own ending needs nobody to look at a flag
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = {number: signal.signal(number, self._note) for number in stop_signals()}
         return self
 
     def __exit__(self, *exception):
