@@ -164,8 +164,12 @@ FRAMED = {
     "units": lambda: [PreActivationBottleneck(64, 64) for _ in range(2)],
     "unit with a projection": lambda: [PreActivationBottleneck(64, 64, stride=2)],
     "units too narrow for blocks": lambda: [PreActivationBottleneck(32, 64), PreActivationBottleneck(64, 32)],
-    "attention module": lambda: [AttentionModule(3, 64, 1, 2, 1, PreActivationBottleneck)],
-    "attention modules in a row": lambda: [AttentionModule(1, 64, 1, 2, 1, PreActivationBottleneck) for _ in range(2)],
+    "attention module": lambda: [AttentionModule(3, 64, (1, 2, 1), PreActivationBottleneck)],
+    "attention modules in a row": lambda: [
+        AttentionModule(1, 64, (1, 2, 1), PreActivationBottleneck) for _ in range(2)
+    ],
+        AttentionModule(1, 64, (1, 2, 1), PreActivationBottleneck) for _ in range(2)
+    ],
     "a product before a unit": lambda: [nn.HybridLambda(lambda F, x: x * (x + 1)), PreActivationBottleneck(64, 64)],
 }
 
@@ -287,7 +291,7 @@ def test_a_forgotten_graph_is_made_anew_from_the_parameters_as_they_are():
 
 
 def test_an_attention_module_is_one_plus_mask_times_trunk():
-    module = initialized(AttentionModule(1, 8, 1, 2, 1, PreActivationBottleneck))
+    module = initialized(AttentionModule(1, 8, (1, 2, 1), PreActivationBottleneck))
     images = mx.nd.random.normal(shape=(1, 8, 8, 8))
     before = module.before(images)
     mask, trunk = module.mask(before), module.trunk(before)
