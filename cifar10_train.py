@@ -3,11 +3,29 @@
 
 import functools
 
-from base.errors import run_command
+from base.errors import UserError, run_command
 from base.flags import choose
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, small_images
-from training.flags import parse_arguments, training_parser
+from training.flags import NETWORKS, RESNET, parse_arguments, training_parser
+
+
+def network(args):
+    """The function that makes the network of the flags from the number of classes and of layers.
+
+    Raises UserError for a number of layers that there is not.
+    """
+    from model import attention_net_spec, get_attention_cifar, get_resnet_cifar
+    from training.commands import attention_options
+
+    if args.unit != RESNET:
+        choose("--num-layers", args.num_layers, attention_net_spec)
+        return functools.partial(get_attention_cifar, **attention_options(args))
+    try:
+        get_resnet_cifar(1, args.num_layers)
+    except ValueError as error:
+        raise UserError(f"--num-layers {args.num_layers}: {error}") from None
+    return get_resnet_cifar
 
 
 def main():
@@ -16,15 +34,13 @@ def main():
     args = parse_arguments(training_parser(__doc__, datasets=list(small_images)))
 
     prepare_mxnet()  # everything below imports MXNet
-    from model import attention_net_spec, get_attention_cifar, units
     from training.commands import join_group, train
 
-    choose("--num-layers", args.num_layers, attention_net_spec)
-    unit = units[args.unit]
+    get_net = network(args)
     with join_group(args) as group:
         dataset = group.main_process_first(functools.partial(open_dataset, args.dataset, args.data_dir))
-        make_net = functools.partial(get_attention_cifar, dataset.classes, args.num_layers, unit=unit)
-        train(make_net, dataset, unit.network, group, args)
+        make_net = functools.partial(get_net, dataset.classes, args.num_layers)
+        train(make_net, dataset, NETWORKS[args.unit], group, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from base.flags import (
 )
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
-from training.flags import UNITS, parse_arguments, training_parser
+from training.flags import RESNET, UNITS, parse_arguments, training_parser
 
 # Epochs of 1,281,167 images. The paper's recipe (arXiv 1704.06904, section 4.2) in iterations of 64 images: rate 0.1,
 # divided by 10 after 200,000, 400,000 and 500,000 of 530,000. The tricks are those of arXiv 1812.01187, whose rate is
@@ -81,10 +81,11 @@ def flags():
 
 def make_net(classes, args):
     """The network that the flags describe, uninitialized."""
-    from model import get_attention_net, units
+    from model import get_attention_net
     from model.units import start_as_shortcuts
+    from training.commands import attention_options
 
-    net = get_attention_net(classes, args.num_layers, unit=units[args.unit])
+    net = get_attention_net(classes, args.num_layers, **attention_options(args))
     if args.last_gamma:
         start_as_shortcuts(net)
     if args.no_wd:
@@ -98,6 +99,8 @@ def main():
     args = parse_arguments(parser)
     if args.eval_only != (args.params is not None):
         parser.error("--eval-only and --params need each other")
+    if args.unit == RESNET:
+        parser.error(f"--model {RESNET} is for 32x32 images: cifar10_train.py has it")
 
     prepare_mxnet()  # everything below imports MXNet
     from model import AttentionNet, attention_net_spec

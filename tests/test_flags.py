@@ -9,7 +9,7 @@ import pytest
 
 from base.errors import UserError
 from data.datasets import photographs, small_images
-from training.flags import UNITS, parse_arguments, training_parser
+from training.flags import ATTENTIONS, LEARNINGS, MASKS, UNITS, parse_arguments, training_parser
 from training.run.checkpoint import Checkpoints
 
 
@@ -183,3 +183,26 @@ def test_a_run_is_not_gone_on_with_to_evaluate(saved, capsys):
     with pytest.raises(SystemExit) as raised:
         parse_with_model(*saved({}), "--eval-only")
     assert raised.value.code == 2 and "--eval-only contradicts" in capsys.readouterr().err
+
+
+def test_the_variants_are_those_of_the_attention_modules():
+    from model.attention import PAPER, attentions, learnings, masks
+
+    assert (ATTENTIONS, LEARNINGS, MASKS) == (tuple(attentions), tuple(learnings), tuple(masks))
+    flags = parse_arguments(training_parser("", datasets=["digits"]), [])
+    assert (flags.attention, flags.learning, flags.mask) == PAPER
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--modules", "2,2"),
+        ("--mask", "none", "--learning", "naive"),
+        ("--model", "resnet", "--attention", "spatial"),
+        ("--model", "resnet", "--modules", "1,1,1"),
+    ],
+)
+def test_variants_that_contradict_each_other_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(training_parser("", datasets=["digits"]), list(flags))
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1

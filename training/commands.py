@@ -7,6 +7,8 @@ import mxnet as mx
 from base.errors import UserError
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
+from model import units
+from model.attention import AttentionVariant
 from training.distributed import process_group
 from training.learner import Learner, initialize, validate
 from training.loop import fit
@@ -15,7 +17,7 @@ from training.run.progress_bar import ProgressBar
 from training.run.run import Run, RunOptions
 from training.schedule import learning_rates
 
-__all__ = ["evaluate", "join_group", "make_loader", "train"]
+__all__ = ["attention_options", "evaluate", "join_group", "make_loader", "train"]
 
 
 @contextlib.contextmanager
@@ -29,6 +31,12 @@ def join_group(args):
         seed = args.seed if group.is_main_process else 0
         args.seed = args.settings["seed"] = int(group.sum("seed", [seed])[0])
         yield group
+
+
+def attention_options(args):
+    """What the flags say of an attention network, as options of `model.get_attention_net` and get_attention_cifar."""
+    variant = AttentionVariant(args.attention, args.learning, args.mask)
+    return {"unit": units[args.unit], "modules": args.modules, "variant": variant}
 
 
 def make_loader(dataset, split, group, args):
