@@ -4,10 +4,10 @@
 import functools
 
 from base.errors import run_command
-from base.flags import choose
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, small_images
 from training.flags import (
+    RESNET,
     add_evaluation_flags,
     check_evaluation_flags,
     parse_arguments,
@@ -24,18 +24,18 @@ def main():
     check_evaluation_flags(parser, args)
 
     prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
-    from model import attention_net_spec
-    from training.commands import evaluate, join_group, load_for_evaluation, train
-    from training.network_file import describe, make_network
+    from training.commands import evaluate, join_group, load_for_evaluation, network_fields, train
+    from training.network_file import check_depth, describe, make_network
 
-    choose("--num-layers", args.num_layers, attention_net_spec)
+    family = "resnet" if args.unit == RESNET else "cifar"
+    check_depth(family, args.num_layers)
     with join_group(args) as group:
         trained = load_for_evaluation(args, group.devices, small_images) if args.eval_only else None
         dataset = group.main_process_first(functools.partial(open_dataset, args.dataset, args.data_dir))
         if trained:
             evaluate(*trained, dataset, group, args)
         else:
-            description = describe(dataset, "cifar", args.num_layers, args.unit)
+            description = describe(dataset, family, args.num_layers, **network_fields(args))
             train(functools.partial(make_network, description), description, dataset, group, args)
 
 

@@ -7,7 +7,6 @@ import functools
 from base.errors import UserError, run_command
 from base.flags import (
     OneLineParser,
-    choose,
     fraction,
     non_negative_float,
     positive_fraction,
@@ -16,6 +15,7 @@ from base.flags import (
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
 from training.flags import (
+    RESNET,
     add_evaluation_flags,
     check_evaluation_flags,
     parse_arguments,
@@ -104,13 +104,15 @@ def main():
     parser = flags()
     args = parse_arguments(parser)
     check_evaluation_flags(parser, args)
+    if args.unit == RESNET:
+        parser.error(f"--model {RESNET} is for 32x32 images: cifar10_train.py has it")
 
     prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
-    from model import AttentionNet, attention_net_spec
-    from training.commands import evaluate, join_group, load_for_evaluation, train
-    from training.network_file import describe
+    from model import AttentionNet
+    from training.commands import evaluate, join_group, load_for_evaluation, network_fields, train
+    from training.network_file import check_depth, describe
 
-    choose("--num-layers", args.num_layers, attention_net_spec)
+    check_depth("imagenet", args.num_layers)
     if not AttentionNet.takes(args.input_size):
         step = AttentionNet.size_step
         raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
@@ -120,7 +122,7 @@ def main():
         if trained:
             evaluate(*trained, dataset, group, args)
         else:
-            description = describe(dataset, "imagenet", args.num_layers, args.unit)
+            description = describe(dataset, "imagenet", args.num_layers, **network_fields(args))
             new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
             train(new_net, description, dataset, group, args)
 

@@ -18,6 +18,7 @@ __all__ = [
     "positive_float",
     "positive_fraction",
     "positive_int",
+    "positive_ints",
 ]
 
 
@@ -84,6 +85,11 @@ def increasing_numbers(text):
     if numbers != sorted(set(numbers)):
         raise argparse.ArgumentTypeError(f"{text!r} does not rise from number to number")
     return numbers
+
+
+def positive_ints(text):
+    """ "2,2,2" as [2, 2, 2]."""
+    return [positive_int(part) for part in text.split(",")]
 
 
 def file_name(text):

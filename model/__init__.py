@@ -14,13 +14,16 @@ from model.attention_net import (
     get_attention_cifar,
     get_attention_net,
 )
+from model.resnet import ResNetCifar, get_resnet_cifar
 from model.units import units
 
 __all__ = [
     "AttentionNet",
     "AttentionNetCifar",
+    "ResNetCifar",
     "attention_net_spec",
     "get_attention_cifar",
     "get_attention_net",
+    "get_resnet_cifar",
     "units",
 ]

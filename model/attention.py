@@ -1,4 +1,8 @@
-"""Attention module: a trunk branch weighed by a soft mask branch (arXiv 1704.06904, section 3)."""
+"""Attention module: a trunk branch weighed by a soft mask branch (arXiv 1704.06904, section 3).
+
+What the paper compares in its tables has a name here: in `attentions`, `learnings` and `masks`. Another variant is a
+function or a class, and a line in one of these.
+"""
 
 from collections import namedtuple
 
@@ -8,15 +12,77 @@ from mxnet.gluon import SymbolBlock, nn
 from model.units import NormReLU
 from model.upsample import Upsample
 
-__all__ = ["AttentionMaps", "AttentionModule", "Hourglass", "SoftMask", "attention_maps", "unit_sequence"]
+__all__ = [
+    "PAPER",
+    "AttentionMaps",
+    "AttentionModule",
+    "AttentionVariant",
+    "Hourglass",
+    "LocalMask",
+    "SoftMask",
+    "attention_maps",
+    "attentions",
+    "learnings",
+    "masks",
+    "mixed_attention",
+    "unit_sequence",
+]
 
 AttentionMaps = namedtuple("AttentionMaps", ["trunk", "mask", "output"])
 AttentionMaps.__doc__ = """What an attention module computes of a batch (figure 1), NDArrays of (N, channels, H, W).
 
 trunk : the features before the mask, T(x).
-mask : the soft mask, M(x), values in (0, 1).
+mask : the soft mask, M(x).
 output : the features after it, as `AttentionModule.combine` makes them of both.
 """
+
+AttentionVariant = namedtuple(
+    "AttentionVariant", ["attention", "learning", "mask"], defaults=["mixed", "residual", "hourglass"]
+)
+AttentionVariant.__doc__ = """How attention modules attend; the defaults are the paper's network.
+
+attention : str
+    A key of `attentions`: what makes a mask of the mask branch's last map.
+learning : str
+    A key of `learnings`: how mask and trunk are joined.
+mask : str
+    A key of `masks`: what the mask branch is.
+"""
+
+PAPER = AttentionVariant()
+
+
+def mixed_attention(F, x):
+    """f1 of section 3.2: a sigmoid for each channel and position."""
+    return F.Activation(x, act_type="sigmoid")
+
+
+def channel_attention(F, x):
+    """f2: L2 normalization over the channels at each position, which takes the spatial information away."""
+    return F.L2Normalization(x, mode="channel")
+
+
+def spatial_attention(F, x):
+    """f3: normalization over the positions in each channel, and a sigmoid."""
+    centred = F.broadcast_sub(x, x.mean(axis=(2, 3), keepdims=True))
+    variance = F.square(centred).mean(axis=(2, 3), keepdims=True)
+    return F.sigmoid(F.broadcast_div(centred, F.sqrt(variance + 1e-5)))
+
+
+attentions = {"mixed": mixed_attention, "channel": channel_attention, "spatial": spatial_attention}
+
+
+def residual_learning(mask, trunk):
+    """Attention residual learning, ``(1 + M) * T`` (equation 3)."""
+    return (1 + mask) * trunk
+
+
+def naive_learning(mask, trunk):
+    """Naive attention learning, ``M * T`` (equation 1; table 3)."""
+    return mask * trunk
+
+
+learnings = {"residual": residual_learning, "naive": naive_learning}
 
 
 class Hourglass(nn.HybridBlock):
@@ -39,37 +105,55 @@ class Hourglass(nn.HybridBlock):
     Shapes: (N, channels, H, W) -> (N, channels, H, W).
     """
 
+    samples = True  # down and up
+
     def __init__(self, levels, channels, r, unit, **kwargs):
         super().__init__(**kwargs)
         with self.name_scope():
-            # As in the authors' network, windows start at the first pixel and the last one may hang over the edge.
-            self.pool = nn.MaxPool2D(3, 2, ceil_mode=True)
+            if self.samples:
+                # As in the authors' network, windows start at the first pixel and the last may hang over the edge.
+                self.pool = nn.MaxPool2D(3, 2, ceil_mode=True)
             self.down = unit_sequence(r, channels, unit)
             self.skip = self.inner = None
             if levels > 1:
                 self.skip = unit(channels, channels)
-                self.inner = Hourglass(levels - 1, channels, r, unit)
+                self.inner = type(self)(levels - 1, channels, r, unit)
             self.up = unit_sequence(r, channels, unit)
-            self.upsample = Upsample(channels, separable=levels > 2)
+            if self.samples:
+                self.upsample = Upsample(channels, separable=levels > 2)
 
     def hybrid_forward(self, F, x):
-        y = self.down(self.pool(x))
+        y = self.down(self.pool(x) if self.samples else x)
         if self.inner is not None:
             y = self.skip(y) + self.inner(y)
-        return self.upsample(self.up(y), x)
+        y = self.up(y)
+        return self.upsample(y, x) if self.samples else y
+
+
+class LocalMask(Hourglass):
+    """The units of an hourglass without its sampling: local convolutions, with as many parameters (table 5)."""
+
+    samples = False
+
+
+masks = {"hourglass": Hourglass, "local": LocalMask, "none": None}
 
 
 class SoftMask(nn.HybridBlock):
     """Soft mask branch: the hourglass, then BN, ReLU, 1x1 convolution, twice, and a sigmoid (figure 2).
 
+    The variant may put something else in the place of the hourglass and of the sigmoid.
+
     Where the units' output is activated already, as in AttentionNeXt, the first BN and ReLU are left out. Parameters
-    are those of `Hourglass`. Shapes: (N, channels, H, W) -> (N, channels, H, W), values in (0, 1).
+    are those of `Hourglass` and an `AttentionVariant`. Shapes: (N, channels, H, W) -> (N, channels, H, W), values in
+    (0, 1) but for channel attention's, in [-1, 1].
     """
 
-    def __init__(self, levels, channels, r, unit, **kwargs):
+    def __init__(self, levels, channels, r, unit, variant=PAPER, **kwargs):
         super().__init__(**kwargs)
+        self.attention = attentions[variant.attention]
         with self.name_scope():
-            self.hourglass = Hourglass(levels, channels, r, unit)
+            self.hourglass = masks[variant.mask](levels, channels, r, unit)
             self.head = nn.HybridSequential()
             for activated in (unit.activated, False):
                 if not activated:
@@ -77,7 +161,11 @@ class SoftMask(nn.HybridBlock):
                 self.head.add(nn.Conv2D(channels, 1, use_bias=False, in_channels=channels))
 
     def hybrid_forward(self, F, x):
-        return F.Activation(self.head(self.hourglass(x)), act_type="sigmoid")
+        return self.attention(F, self.logits(x))
+
+    def logits(self, x):
+        """What the attention function makes a mask of: (N, channels, H, W) -> (N, channels, H, W)."""
+        return self.head(self.hourglass(x))
 
 
 class AttentionModule(nn.HybridBlock):
@@ -89,10 +177,12 @@ class AttentionModule(nn.HybridBlock):
         Depth of the mask's hourglass.
     channels : int
         Channels, in and out.
-    p, t, r : int
+    ptr : sequence of 3 int
         Units before and after the split, in the trunk, and between two samplings of the mask.
     unit : type
         Residual unit class.
+    variant : AttentionVariant
+        Without a mask, a module is the units before, of the trunk and after: a residual network's.
 
     Attributes
     ----------
@@ -101,25 +191,28 @@ class AttentionModule(nn.HybridBlock):
     Shapes: (N, channels, H, W) -> (N, channels, H, W).
     """
 
-    def __init__(self, levels, channels, p, t, r, unit, **kwargs):
+    def __init__(self, levels, channels, ptr, unit, variant=PAPER, **kwargs):
         super().__init__(**kwargs)
+        p, t, r = ptr
         self.channels = channels
+        self.learning = learnings[variant.learning]
         with self.name_scope():
             self.before = unit_sequence(p, channels, unit)
             self.trunk = unit_sequence(t, channels, unit)
-            self.mask = SoftMask(levels, channels, r, unit)
+            self.mask = None
+            if masks[variant.mask] is not None:
+                self.mask = SoftMask(levels, channels, r, unit, variant)
             self.after = unit_sequence(p, channels, unit)
 
     def hybrid_forward(self, F, x):
         x = self.before(x)
+        if self.mask is None:
+            return self.after(self.trunk(x))
         return self.after(self.combine(F, self.mask(x), self.trunk(x)))
 
     def combine(self, F, mask, trunk):
-        """Attention residual learning: ``(1 + M) * T`` (equation 3). Naive attention would be ``M * T``.
-
-        Shapes: both (N, channels, H, W) -> (N, channels, H, W).
-        """
-        return (1 + mask) * trunk
+        """Mask and trunk as one map, as `learnings` says. Shapes: both (N, channels, H, W) -> (N, channels, H, W)."""
+        return self.learning(mask, trunk)
 
 
 def attention_maps(net, modules, x):

@@ -4,7 +4,7 @@ from collections import namedtuple
 
 from mxnet.gluon import nn
 
-from model.attention import AttentionModule, attention_maps, unit_sequence
+from model.attention import PAPER, AttentionModule, attention_maps, unit_sequence
 from model.units import NormReLU, PreActivationBottleneck
 
 __all__ = [
@@ -46,6 +46,7 @@ class AttentionNet(nn.HybridBlock):
         Attention modules in each stage.
     unit : type
         Residual unit class, one of `model.units.units`.
+    variant : model.attention.AttentionVariant
 
     Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 on; 224 in the paper.
     """
@@ -54,7 +55,7 @@ class AttentionNet(nn.HybridBlock):
     stem_channels = 64
     channels = (256, 512, 1024, 2048)
 
-    def __init__(self, classes, ptr, modules, unit=PreActivationBottleneck, **kwargs):
+    def __init__(self, classes, ptr, modules, unit=PreActivationBottleneck, variant=PAPER, **kwargs):
         super().__init__(**kwargs)
         with self.name_scope():
             self.features = nn.HybridSequential()
@@ -64,7 +65,7 @@ class AttentionNet(nn.HybridBlock):
                 self.features.add(unit(channels, in_channels, stride=1 if stage == 0 else 2))
                 levels = len(modules) - stage  # every mask comes down to the smallest map of the last one
                 for _ in range(count):
-                    self.features.add(AttentionModule(levels, channels, *ptr, unit))
+                    self.features.add(AttentionModule(levels, channels, ptr, unit, variant))
                 in_channels = channels
             channels = self.channels[-1]
             self.features.add(unit(channels, in_channels, stride=2), unit_sequence(2, channels, unit))
@@ -139,7 +140,8 @@ class AttentionNetCifar(AttentionNet):
 def get_attention_net(classes, num_layers, **kwargs):
     """An uninitialized `AttentionNet` of ``num_layers`` (a key of `attention_net_spec`; ValueError for others).
 
-    ``kwargs`` go to the class. Shapes: (N, 3, 224, 224) -> (N, classes).
+    ``modules`` may name other numbers of attention modules than the spec's; ``kwargs`` go to the class.
+    Shapes: (N, 3, 224, 224) -> (N, classes).
     """
     return _from_spec(AttentionNet, classes, num_layers, **kwargs)
 
@@ -147,14 +149,16 @@ def get_attention_net(classes, num_layers, **kwargs):
 def get_attention_cifar(classes, num_layers, **kwargs):
     """An uninitialized `AttentionNetCifar` of ``num_layers`` (a key of `attention_net_spec`; ValueError for others).
 
-    ``kwargs`` go to the class. Shapes: (N, 3, 32, 32) -> (N, classes).
+    The paper's networks for CIFAR have m modules in each stage and 36 m + 20 layers (section 4.1), so that its
+    Attention-92 has [2, 2, 2]; the spec, as that of the implementation whose results are reproduced, has ImageNet's
+    [1, 2, 3]. ``modules`` may name others; ``kwargs`` go to the class. Shapes: (N, 3, 32, 32) -> (N, classes).
     """
     return _from_spec(AttentionNetCifar, classes, num_layers, **kwargs)
 
 
-def _from_spec(network, classes, num_layers, **kwargs):
+def _from_spec(network, classes, num_layers, modules=None, **kwargs):
     if num_layers not in attention_net_spec:
         depths = ", ".join(map(str, attention_net_spec))
         raise ValueError(f"no Attention-{num_layers}: num_layers is one of {depths}")
     spec = attention_net_spec[num_layers]
-    return network(classes, spec.ptr, spec.modules, **kwargs)
+    return network(classes, spec.ptr, modules or spec.modules, **kwargs)

@@ -110,8 +110,8 @@ def to_blocked_layout(F, x, channels):
 class PlainLayoutSoftMask(SoftMask):
     """A mask whose values are plain before the sigmoid, which keeps the layout, for the product that reads them."""
 
-    def hybrid_forward(self, F, x):
-        return F.Activation(to_plain_layout(self.head(self.hourglass(x))), act_type="sigmoid")
+    def logits(self, x):
+        return to_plain_layout(super().logits(x))
 
 
 class PlainLayoutAttentionModule(AttentionModule):

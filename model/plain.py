@@ -1,6 +1,6 @@
 """The straightforward form of the networks, which the faster ones are measured and tested against."""
 
-from model.attention import SoftMask
+from model.attention import SoftMask, mixed_attention
 from model.upsample import Upsample
 
 __all__ = ["make_plain"]
@@ -17,7 +17,9 @@ class PlainSoftMask(SoftMask):
     """A mask by MXNet's own sigmoid, which takes one value at a time."""
 
     def hybrid_forward(self, F, x):
-        return F.sigmoid(self.head(self.hourglass(x)))
+        if self.attention is mixed_attention:
+            return F.sigmoid(self.logits(x))
+        return super().hybrid_forward(F, x)
 
 
 def make_plain(net):

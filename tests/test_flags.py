@@ -9,7 +9,7 @@ import pytest
 
 from base.errors import UserError
 from data.datasets import photographs, small_images
-from training.flags import UNITS, parse_arguments, training_parser
+from training.flags import ATTENTIONS, LEARNINGS, MASKS, UNITS, parse_arguments, training_parser
 from training.run.checkpoint import Checkpoints
 
 
@@ -196,3 +196,26 @@ def test_recipes_are_for_the_images_a_step_that_their_rate_is_for(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["imagenet_train.py", "--recipe", "tricks"])
     tricks = parse_arguments(imagenet_train.flags(), ["--recipe", "tricks"])
     assert (tricks.mix_up, tricks.epochs, tricks.lr) == (1, 200, 0.1 * tricks.batch_size / 256)
+
+
+def test_the_variants_are_those_of_the_attention_modules():
+    from model.attention import PAPER, attentions, learnings, masks
+
+    assert (tuple(attentions), tuple(learnings), tuple(masks)) == (ATTENTIONS, LEARNINGS, MASKS)
+    flags = parse_arguments(training_parser("", datasets=["digits"]), [])
+    assert (flags.attention, flags.learning, flags.mask) == PAPER
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--modules", "2,2"),
+        ("--mask", "none", "--learning", "naive"),
+        ("--model", "resnet", "--attention", "spatial"),
+        ("--model", "resnet", "--modules", "1,1,1"),
+    ],
+)
+def test_variants_that_contradict_each_other_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(training_parser("", datasets=["digits"]), list(flags))
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1

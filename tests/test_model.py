@@ -9,8 +9,16 @@ import pytest
 from mxnet import autograd, gluon
 from mxnet.gluon import nn
 
-from model import AttentionNet, AttentionNetCifar, attention_net_spec, get_attention_cifar, get_attention_net, units
-from model.attention import AttentionModule
+from model import (
+    AttentionNet,
+    AttentionNetCifar,
+    attention_net_spec,
+    get_attention_cifar,
+    get_attention_net,
+    get_resnet_cifar,
+    units,
+)
+from model.attention import AttentionModule, AttentionVariant, attentions, learnings, masks
 from model.onednn import forget_graph, hybridize
 from model.plain import make_plain
 from model.summary import multiply_adds, trainable_parameters
@@ -164,20 +172,26 @@ FRAMED = {
     "units": lambda: [PreActivationBottleneck(64, 64) for _ in range(2)],
     "unit with a projection": lambda: [PreActivationBottleneck(64, 64, stride=2)],
     "units too narrow for blocks": lambda: [PreActivationBottleneck(32, 64), PreActivationBottleneck(64, 32)],
-    "attention module": lambda: [AttentionModule(3, 64, 1, 2, 1, PreActivationBottleneck)],
-    "attention modules in a row": lambda: [AttentionModule(1, 64, 1, 2, 1, PreActivationBottleneck) for _ in range(2)],
+    "attention module": lambda: [AttentionModule(3, 64, (1, 2, 1), PreActivationBottleneck)],
+    "attention modules in a row": lambda: [
+        AttentionModule(1, 64, (1, 2, 1), PreActivationBottleneck) for _ in range(2)
+    ],
     "a product before a unit": lambda: [nn.HybridLambda(lambda F, x: x * (x + 1)), PreActivationBottleneck(64, 64)],
 }
 
 
-class NaiveAttention(AttentionModule):
-    """``M * T``, which the paper compares with (section 4.1)."""
+VARIANTS = [
+    AttentionVariant(learning="naive"),
+    AttentionVariant(attention="channel"),
+    AttentionVariant(attention="spatial"),
+    AttentionVariant(mask="local"),
+    AttentionVariant(mask="none"),
+]
 
-    def combine(self, F, mask, trunk):
-        return mask * trunk
-
-
-FRAMED["naive attention"] = lambda: [NaiveAttention(1, 64, 1, 2, 1, PreActivationBottleneck)]
+for variant in VARIANTS:
+    FRAMED[" ".join(variant)] = lambda variant=variant: [
+        AttentionModule(2, 64, (1, 2, 1), PreActivationBottleneck, variant)
+    ]
 
 
 class AwayFromKinks(NormReLU):
@@ -287,7 +301,7 @@ def test_a_forgotten_graph_is_made_anew_from_the_parameters_as_they_are():
 
 
 def test_an_attention_module_is_one_plus_mask_times_trunk():
-    module = initialized(AttentionModule(1, 8, 1, 2, 1, PreActivationBottleneck))
+    module = initialized(AttentionModule(1, 8, (1, 2, 1), PreActivationBottleneck))
     images = mx.nd.random.normal(shape=(1, 8, 8, 8))
     before = module.before(images)
     mask, trunk = module.mask(before), module.trunk(before)
@@ -401,3 +415,56 @@ def test_every_unit_of_a_network_can_start_as_its_shortcut():
     initialized(net)
     gammas = [p.data().asnumpy() for name, p in net.collect_params(".*gamma").items()]
     assert sum(not gamma.any() for gamma in gammas) == 3 + 3 * 4 + (8 + 5 + 2) + 3  # stages, trunks, masks, the end
+
+
+def test_attention_functions_are_those_of_section_3_2():
+    x = np.random.default_rng(0).normal(1, 3, (2, 5, 4, 3)).astype(np.float32)
+    found = {name: function(mx.nd, mx.nd.array(x)).asnumpy() for name, function in attentions.items()}
+    centred = x - x.mean(axis=(2, 3), keepdims=True)
+    expected = {
+        "mixed": 1 / (1 + np.exp(-x)),
+        "channel": x / np.linalg.norm(x, axis=1, keepdims=True),
+        "spatial": 1 / (1 + np.exp(-centred / x.std(axis=(2, 3), keepdims=True))),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+def test_learnings_join_mask_and_trunk_as_equations_1_and_3():
+    assert learnings["residual"](0.25, 8.0) == 10 and learnings["naive"](0.25, 8.0) == 2
+
+
+def trainable(net):
+    return sum(np.prod(p.shape) for p in net.collect_params().values() if p.grad_req != "null")
+
+
+def test_a_local_mask_has_the_hourglasss_parameters_and_none_has_none():
+    names = {
+        mask: list(get_attention_cifar(10, 56, variant=AttentionVariant(mask=mask))._collect_params_with_prefix())
+        for mask in masks
+    }
+    assert names["local"] == names["hourglass"]
+    assert names["none"] == [name for name in names["hourglass"] if ".mask." not in name]
+
+
+def test_modules_of_a_stage_may_be_other_than_the_specs():
+    net = get_attention_cifar(10, 92, modules=[2, 2, 2])
+    assert sum(isinstance(block, AttentionModule) for block in net.features) == 6
+    assert trainable(net) == 10_686_570  # computed here
+
+
+@pytest.mark.parametrize("layers, classes, parameters", [(164, 10, 1_703_258), (164, 100, 1_726_388)])
+def test_resnet_164_has_its_published_size(layers, classes, parameters):
+    """The figures are those of the common implementations, 1.7 M in arXiv 1603.05027."""
+    assert trainable(get_resnet_cifar(classes, layers)) == parameters
+
+
+def test_resnet_takes_small_images():
+    net = initialized(get_resnet_cifar(10, 11))
+    assert net(mx.nd.ones((2, 3, 32, 32))).shape == (2, 10)
+
+
+@pytest.mark.parametrize("layers", [10, 12, 92, 2, 1, 0])
+def test_no_resnet_of_another_number_of_layers(layers):
+    with pytest.raises(ValueError, match="9 n"):
+        get_resnet_cifar(10, layers)

@@ -137,3 +137,36 @@ def test_parameters_of_another_network_are_refused(folder, change, words):
     content["network"].update(change)
     (folder / NETWORK_FILE).write_text(json.dumps(content))
     assert_refused(folder / "last.params", "is not of this network", words)
+
+
+@pytest.mark.parametrize(
+    "family, depth, fields",
+    [
+        ("cifar", 56, {"unit": "bottleneck", "modules": (1, 1, 1), "attention": "spatial", "learning": "naive"}),
+        ("cifar", 56, {"unit": "bottleneck", "mask": "none"}),
+        ("resnet", 11, {"unit": "bottleneck"}),
+    ],
+)
+def test_variants_are_built_anew_from_their_file(digits, tmp_path, family, depth, fields):
+    description = describe(digits, family, depth, **fields)
+    net = initialize(make_network(description), [mx.cpu()], mx.init.Xavier())
+    Exports(tmp_path, 0, description).save(net, 1, 1, 0.5)
+    loaded, found = load_network(tmp_path / "best.params")
+    assert found == dataclasses.replace(description, epoch=1, accuracy=0.5)
+    images = mx.nd.random.normal(shape=(2, 3, 32, 32))
+    np.testing.assert_array_equal(loaded(images).asnumpy(), make_same(net, description)(images).asnumpy())
+
+
+def make_same(net, description):
+    """A network of a description with another's parameters, in the form in which `load_network` gives it."""
+    same = make_network(description)
+    same.initialize(mx.init.Zero())
+    for source, target in zip(net.collect_params().values(), same.collect_params().values()):
+        target.set_data(source.data())
+    return same
+
+
+@pytest.mark.parametrize("family, depth", [("cifar", 57), ("imagenet", 164 + 1), ("resnet", 56 + 1), ("resnet", 2)])
+def test_depths_that_there_are_not_are_refused(family, depth):
+    with pytest.raises(UserError, match=f"--num-layers {depth}: choose one of"):
+        check_depth(family, depth)

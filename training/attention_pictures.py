@@ -54,10 +54,12 @@ class AttentionArtist:
     description : training.network_file.NetworkDescription
     folder : pathlib.Path
 
-    Raises UserError, as its methods do, where the folder cannot be written.
+    Raises UserError, as its methods do, where the folder cannot be written, and for a network without masks.
     """
 
     def __init__(self, net, description, folder):
+        if not description.attends:
+            raise UserError("this network has no masks: there is nothing to see of its attention")
         self._net, self._description, self._folder = net, description, folder
         self._taken = {"overview"}  # pictures' names
         try:

@@ -11,7 +11,7 @@ from data.mixup import TargetTransform
 from model.onednn import hybridize
 from training.distributed import process_group
 from training.evaluation import Findings, class_table, draw_findings
-from training.flags import UNITS
+from training.flags import NETWORKS, RESNET
 from training.learner import Learner, validate
 from training.loop import fit
 from training.network_file import NETWORK_FILE, load_network
@@ -21,7 +21,7 @@ from training.run.progress_bar import ProgressBar
 from training.run.run import Run, RunOptions
 from training.schedule import learning_rates
 
-__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "train"]
+__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "network_fields", "train"]
 
 
 @contextlib.contextmanager
@@ -35,6 +35,18 @@ def join_group(args):
         seed = args.seed if group.is_main_process else 0
         args.seed = args.settings["seed"] = int(group.sum("seed", [seed])[0])
         yield group
+
+
+def network_fields(args):
+    """What the flags say of a network but its family and depth: fields of `training.network_file.NetworkDescription`.
+
+    Of a residual network without attention, that is its unit.
+    """
+    if args.unit == RESNET:
+        return {"unit": "bottleneck"}
+    modules = None if args.modules is None else tuple(args.modules)
+    names = ("unit", "attention", "learning", "mask")
+    return {name: getattr(args, name) for name in names} | {"modules": modules}
 
 
 def make_loader(dataset, split, group, args):
@@ -73,7 +85,7 @@ def train(make_net, description, dataset, group, args):
         network=description,
         log_dir=args.log_dir,
         run_name=args.run_name,
-        stem=f"{dataset.name}_{UNITS[description.unit]}{description.depth}",
+        stem=f"{dataset.name}_{NETWORKS[args.unit]}{description.depth}",
         epochs=args.epochs,
         log_interval=args.log_interval,
         save_period=args.save_period,

@@ -19,12 +19,14 @@ from base.flags import (
     non_negative_int,
     positive_float,
     positive_int,
+    positive_ints,
 )
 from base.output import lasting_output
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
 
 __all__ = [
+    "RESNET",
     "UNITS",
     "add_evaluation_flags",
     "check_evaluation_flags",
@@ -41,6 +43,14 @@ UNITS = {
     "inception": "attentioninception",
     "se": "attentionsenext",
 }
+
+RESNET = "resnet"  # without attention modules
+NETWORKS = {**UNITS, RESNET: RESNET}
+
+# The attention modules' variants, as `model.attention` has them with their functions and classes, which import MXNet.
+ATTENTIONS = ("mixed", "channel", "spatial")
+LEARNINGS = ("residual", "naive")
+MASKS = ("hourglass", "local", "none")
 
 # A checkpoint holds all flags but these, which say where the run is and what else to do, and not how it trains.
 NOT_SETTINGS = ("resume", "run_name", "log_dir", "eval_only", "params", "out")
@@ -69,11 +79,12 @@ Ctrl-C; 143 by SIGTERM"""
 
 
 def residual_unit(text):
-    """A key of `UNITS`, by that name or by its network's."""
-    for unit, network in UNITS.items():
+    """A key of `NETWORKS`, by that name or by its network's."""
+    for unit, network in NETWORKS.items():
         if text in (unit, network):
             return unit
-    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)}: choose one of {', '.join([*UNITS, *UNITS.values()])}")
+    names = dict.fromkeys([*NETWORKS, *NETWORKS.values()])
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)}: choose one of {', '.join(names)}")
 
 
 def training_parser(description, *, datasets, **defaults):
@@ -100,7 +111,29 @@ def training_parser(description, *, datasets, **defaults):
         type=residual_unit,
         default="bottleneck",
         help="residual unit, by its name or by that of a network of such units: "
-        + ", ".join(map(" or ".join, UNITS.items())),
+        + ", ".join(map(" or ".join, UNITS.items()))
+        + f"; or {RESNET}, bottlenecks without attention modules for 32x32 images, with --num-layers 164 or 9 n + 2",
+    )
+    group.add_argument(
+        "--modules",
+        type=positive_ints,
+        metavar="M,M,M",
+        help="attention modules in stages 1, 2 and 3 (default: the depth's own; the paper's for CIFAR has 2,2,2 at 92)",
+    )
+    group.add_argument(
+        "--attention",
+        choices=ATTENTIONS,
+        default="mixed",
+        help="the mask's function: sigmoid, L2 norm over channels, or norm over positions and sigmoid",
+    )
+    group.add_argument(
+        "--learning", choices=LEARNINGS, default="residual", help="(1 + M) * T, or M * T, of mask and trunk"
+    )
+    group.add_argument(
+        "--mask",
+        choices=MASKS,
+        default="hourglass",
+        help="the mask branch: with sampling down and up, local convolutions without it, or no mask at all",
     )
     group.add_argument("--num-gpus", type=non_negative_int, default=0, help="GPUs to train on; 0 is the CPU")
     group.add_argument(
@@ -258,11 +291,25 @@ def parse_arguments(parser, argv=None):
         args.mix_up_off_epochs = args.epochs // 10
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
+    _check_network(parser, args)
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
     args.resumed, args.given = resumed, sorted(given)
     return args
+
+
+def _check_network(parser, args):
+    """Leave with status 2 where flags of the network contradict each other."""
+    if args.modules is not None and len(args.modules) != 3:
+        parser.error(f"--modules {','.join(map(str, args.modules))}: there are 3 stages")
+    variants = [_flag(name) for name in ("attention", "learning") if getattr(args, name) != parser.get_default(name)]
+    if args.mask == "none" and variants:
+        parser.error(f"{variants[0]} is nothing without a mask: not with --mask none")
+    if args.viz_period and (args.mask == "none" or args.unit == RESNET):
+        parser.error("--viz-period shows masks, and this network has none")
+    if args.unit == RESNET and (variants or args.mask != parser.get_default("mask") or args.modules is not None):
+        parser.error(f"--attention, --learning, --mask and --modules are not for --model {RESNET}")
 
 
 def _given(parser, argv, defaults):

@@ -20,8 +20,17 @@ import numpy as np
 from base.errors import UserError
 from base.files import file_digest, write_whole
 from base.text import has_controls, one_line
-from model import AttentionNet, AttentionNetCifar, attention_net_spec, units
-from model.attention_net import get_attention_cifar, get_attention_net
+from model import (
+    AttentionNet,
+    AttentionNetCifar,
+    ResNetCifar,
+    attention_net_spec,
+    get_attention_cifar,
+    get_attention_net,
+    get_resnet_cifar,
+    units,
+)
+from model.attention import AttentionVariant, attentions, learnings, masks
 
 __all__ = [
     "FAMILIES",
@@ -40,18 +49,21 @@ __all__ = [
 NETWORK_FILE = "network.json"
 FORMAT_VERSION = 1
 
-Family = namedtuple("Family", ["network", "make"])
+Family = namedtuple("Family", ["network", "make", "depths"])
 Family.__doc__ = """Networks of one stem.
 
 network : type
     The class, which knows the sizes it takes.
 make : callable
     ``make(classes, num_layers, **kwargs)``: a new uninitialized network.
+depths : container of int
+    The numbers of layers that there are.
 """
 
 FAMILIES = {
-    "cifar": Family(AttentionNetCifar, get_attention_cifar),
-    "imagenet": Family(AttentionNet, get_attention_net),
+    "cifar": Family(AttentionNetCifar, get_attention_cifar, list(attention_net_spec)),
+    "imagenet": Family(AttentionNet, get_attention_net, list(attention_net_spec)),
+    "resnet": Family(ResNetCifar, get_resnet_cifar, ResNetCifar.depths),
 }
 
 
@@ -64,7 +76,7 @@ class NetworkDescription:
     family : str
         A key of `FAMILIES`.
     depth : int
-        A key of `model.attention_net_spec`.
+        Number of layers, one that the family has.
     unit : str
         A key of `model.units`.
     classes : tuple of str
@@ -77,6 +89,10 @@ class NetworkDescription:
         Share of the short side that the centre crop has in validation; 1 for the whole side.
     dataset : str
         What it was trained on.
+    modules : tuple of 3 int, optional
+        Attention modules in each stage, where they are not those of the depth.
+    attention, learning, mask : str
+        Of `model.attention.AttentionVariant`.
     epoch, accuracy : int, float, optional
         How far the parameters were trained (from 1 on), and the validation accuracy then. Of one .params file.
     """
@@ -90,8 +106,17 @@ class NetworkDescription:
     std: tuple
     crop_ratio: float
     dataset: str
+    modules: Optional[tuple] = None
+    attention: str = "mixed"
+    learning: str = "residual"
+    mask: str = "hourglass"
     epoch: Optional[int] = None
     accuracy: Optional[float] = None
+
+    @property
+    def attends(self):
+        """Whether the network has masks."""
+        return self.family != "resnet" and self.mask != "none"
 
 
 OF_ONE_FILE = ("epoch", "accuracy")
@@ -107,10 +132,16 @@ def _is_colour(value, least):
     return numbers and all(math.isfinite(number) and number > least for number in value)
 
 
+def _is_modules(value):
+    """Whether a value is three counts; networks of hundreds of modules are nobody's."""
+    counts = isinstance(value, (list, tuple)) and len(value) == 3
+    return counts and all(type(count) is int and 0 < count < 100 for count in value)
+
+
 # What a field of `NetworkDescription` may be in a file.
 ACCEPTS = {
     "family": lambda value: isinstance(value, str) and value in FAMILIES,
-    "depth": lambda value: type(value) is int and value in attention_net_spec,
+    "depth": lambda value: type(value) is int,  # and see `_described`
     "unit": lambda value: isinstance(value, str) and value in units,
     "classes": lambda value: isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_name, value)),
     "input_size": lambda value: type(value) is int and 0 < value < 1 << 14,
@@ -118,21 +149,36 @@ ACCEPTS = {
     "std": partial(_is_colour, least=0),
     "crop_ratio": lambda value: type(value) in (int, float) and 0 < value <= 1,
     "dataset": _is_name,
+    "modules": lambda value: value is None or _is_modules(value),
+    "attention": lambda value: isinstance(value, str) and value in attentions,
+    "learning": lambda value: isinstance(value, str) and value in learnings,
+    "mask": lambda value: isinstance(value, str) and value in masks,
 }
 
 
-def describe(dataset, family, depth, unit):
+def check_depth(family, depth):
+    """Raise UserError, which names --num-layers, where a family of networks has none of that depth."""
+    depths = FAMILIES[family].depths
+    if depth not in depths:
+        names = ", ".join(map(str, depths)) if len(depths) < 10 else "9 n + 2, such as 164"
+        raise UserError(f"--num-layers {depth}: choose one of {names}")
+
+
+def describe(dataset, family, depth, unit, **variant):
     """The `NetworkDescription` of a network for a `data.dataset.Dataset`; the others are fields of it."""
     names = map(one_line, dataset.class_names or range(dataset.classes))
     crop_ratio = getattr(dataset.validation_crop, "crop_ratio", 1.0)
     view = dataset.size, tuple(dataset.mean), tuple(dataset.std), crop_ratio
-    return NetworkDescription(family, depth, unit, tuple(names), *view, dataset.name)
+    return NetworkDescription(family, depth, unit, tuple(names), *view, dataset.name, **variant)
 
 
 def make_network(description):
     """The network that a `NetworkDescription` describes, new and uninitialized."""
-    make = FAMILIES[description.family].make
-    return make(len(description.classes), description.depth, unit=units[description.unit])
+    make, options = FAMILIES[description.family].make, {}
+    if description.family != "resnet":
+        variant = AttentionVariant(description.attention, description.learning, description.mask)
+        options = {"unit": units[description.unit], "modules": description.modules, "variant": variant}
+    return make(len(description.classes), description.depth, **options)
 
 
 class NetworkFile:
@@ -304,6 +350,8 @@ def _described(fields):
             raise ValueError(f"{name} cannot be {json.dumps(value)[:80]}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     description = NetworkDescription(**values)
+    if description.depth not in FAMILIES[description.family].depths:
+        raise ValueError(f"there is no network of family {description.family} and depth {description.depth}")
     if not FAMILIES[description.family].network.takes(description.input_size):
         raise ValueError(f"networks of family {description.family} do not take input_size {description.input_size}")
     return description
