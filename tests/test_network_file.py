@@ -1,5 +1,6 @@
 """network.json: what parameters are of, as it is written and read."""
 
+import dataclasses
 import json
 import re
 
@@ -10,6 +11,7 @@ import pytest
 from base.errors import UserError
 from training.network_file import (
     NETWORK_FILE,
+    check_depth,
     describe,
     load_network,
     make_network,
@@ -149,7 +151,8 @@ def test_parameters_of_another_network_are_refused(folder, change, words):
 )
 def test_variants_are_built_anew_from_their_file(digits, tmp_path, family, depth, fields):
     description = describe(digits, family, depth, **fields)
-    net = initialize(make_network(description), [mx.cpu()], mx.init.Xavier())
+    net = make_network(description)
+    net.initialize(mx.init.Xavier())
     Exports(tmp_path, 0, description).save(net, 1, 1, 0.5)
     loaded, found = load_network(tmp_path / "best.params")
     assert found == dataclasses.replace(description, epoch=1, accuracy=0.5)
