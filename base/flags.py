@@ -5,6 +5,7 @@ import math
 import re
 
 from base.errors import UserError
+from base.text import one_line
 
 __all__ = [
     "HelpFormatter",
@@ -26,7 +27,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong with a flag in one line, without the usage before it."""
 
     def error(self, message):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -10,6 +10,7 @@ from mxnet.gluon import nn
 
 from base.errors import UserError
 from tests import engines
+from tests.test_exports import DESCRIPTION
 from tests.test_sync import parameters, run_horovod
 from training.distributed.process_group import SingleProcess
 from training.learner import Learner, initialize
@@ -102,7 +103,7 @@ def test_the_scale_is_part_of_a_checkpoint_and_a_strangers_is_looked_at():
 
 def test_exported_parameters_load_into_a_network_that_nobody_cast(tmp_path):
     half = initialize(Scaled(), [mx.cpu()], mx.init.One(), "float16")
-    Exports(tmp_path, 0).save(half, 1, 1)
+    Exports(tmp_path, 0, DESCRIPTION).save(half, 1, 1, None)
     net = Scaled()
     net.load_parameters(str(tmp_path / "best.params"))
     assert net.weight.data().dtype == np.float32 and (net.weight.data() == 1).min().asscalar() == 1

@@ -100,17 +100,17 @@ def parsed(*argv):
 
 def test_recipes_are_defaults_that_flags_override():
     paper, tricks = parsed(), parsed("--recipe", "tricks", "--epsilon", "0.2")
-    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "batch_size": 64, "input_size": 224}
+    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "input_size": 224}
     for args in (paper, tricks):
         assert {name: args[name] for name in shared} == shared
     expected = {
-        "lr": 0.1, "lr_mode": "step", "lr_steps": [10, 20, 25], "mix_up": 0, "epsilon": 0, "no_wd": False,
-        "last_gamma": False, "epochs": 27,
+        "lr": 0.1, "lr_mode": "step", "lr_steps": [40, 80, 100], "mix_up": 0, "epsilon": 0, "no_wd": False,
+        "last_gamma": False, "epochs": 106, "batch_size": 32,
     }  # fmt: skip
     assert {name: paper[name] for name in expected} == expected
     expected = {
         "lr": 0.1 * 64 / 256, "lr_mode": "cosine", "warmup_epochs": 5, "mix_up": 1, "alpha": 0.2, "epsilon": 0.2,
-        "no_wd": True, "last_gamma": True,
+        "no_wd": True, "last_gamma": True, "batch_size": 64,
     }  # fmt: skip
     assert {name: tricks[name] for name in expected} == expected
     without = parsed("--recipe", "tricks", "--wd-all", "--no-last-gamma")

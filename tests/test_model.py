@@ -464,7 +464,7 @@ def test_resnet_takes_small_images():
     assert net(mx.nd.ones((2, 3, 32, 32))).shape == (2, 10)
 
 
-@pytest.mark.parametrize("layers", [10, 12, 92, 2, 1, 0])
+@pytest.mark.parametrize("layers", [10, 12, 93, 2, 1, 0])
 def test_no_resnet_of_another_number_of_layers(layers):
     with pytest.raises(ValueError, match="9 n"):
         get_resnet_cifar(10, layers)

@@ -87,7 +87,7 @@ def assert_refused(path, *words):
 
 @pytest.mark.parametrize(
     "change",
-    [{"family": "resnet"}, {"depth": 57}, {"depth": "56"}, {"unit": []}, {"classes": []}, {"classes": [1]},
+    [{"family": "vgg"}, {"depth": 57}, {"depth": "56"}, {"unit": []}, {"classes": []}, {"classes": [1]},
      {"classes": ["a\nb"]}, {"input_size": 33}, {"input_size": True}, {"mean": [1, 2]}, {"std": [1, 0, 1]},
      {"std": [1, 1, float("nan")]}, {"crop_ratio": 0}, {"dataset": None}, {"more": 1}],
     ids=str,
