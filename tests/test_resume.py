@@ -18,14 +18,14 @@ from data.mixup import TargetTransform
 from scripts.torture import figures
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
-from training.learner import Learner
+from training.learner import Learner, LearnerOptions
 from training.loop import fit
 from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.progress import TrainingProgress
 from training.run.run import Run, RunOptions, what_changes
-from training.schedule import learning_rates
+from training.schedule import Falls, learning_rates
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -53,7 +53,8 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
         )
         for split, size in (("train", share), ("test", 8))
     ]
-    transform = TargetTransform(10, args.alpha, args.mix_up * (args.epochs - args.mix_up_off_epochs), 0.1, seed=1)
+    mixup_epochs = args.mix_up * (args.epochs - args.mix_up_off_epochs)
+    transform = TargetTransform(10, args.alpha, mixup_epochs=mixup_epochs, epsilon=0.1, seed=1)
 
     class Interrupted:
         metric_name = staticmethod(transform.metric_name)
@@ -71,8 +72,10 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
         if run.finished:
             print(run.finished)
             return
-        learner = Learner(lambda: small_net(10), group, optimizer_options(args), args.seed)
-        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, args.lr_steps)
+        learner = Learner(
+            lambda: small_net(10), group, optimizer_options(args), args.seed, LearnerOptions(ema=args.ema)
+        )
+        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, Falls(args.lr_steps))
         fit(learner, run, loaders, Interrupted(), rates, args.epochs)
 
 
