@@ -132,6 +132,23 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, digits, undisturbed, d
     assert results(tmp_path, "run") == undisturbed[devices]
 
 
+def test_the_average_of_the_weights_goes_on_to_the_bit(tmp_path, digits):
+    def averages(folder):
+        loaded = mx.nd.load(str(folder / "params" / "run" / "last-ema.params"))
+        rows = (folder / "text" / "run.csv").read_text().splitlines()
+        columns = [rows[0].split(",").index(name) for name in ("val_ema_loss", "val_ema_accuracy")]
+        figures = [[row.split(",")[column] for column in columns] for row in rows]
+        return {name: value.asnumpy().tobytes() for name, value in loaded.items()}, figures
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = (*FLAGS, "--run-name", "run", "--ema", 0.9)
+    train(whole, digits, *flags, devices=2)
+    with pytest.raises(SystemExit):
+        train(stopped, digits, *flags, devices=2, interrupt=stop_at((1, 3)))
+    train(stopped, digits, "--resume", "run", devices=2)
+    assert averages(stopped) == averages(whole) and results(stopped, "run") == results(whole, "run")
+
+
 def test_a_run_stopped_in_its_validation_does_not_train_again(tmp_path, digits, undisturbed, monkeypatch):
     def evaluate(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
