@@ -1,17 +1,10 @@
 #!/usr/bin/env python3
 """Train or evaluate a residual attention network on ImageNet or other photographs by class."""
 
-import argparse
 import functools
 
 from base.errors import UserError, run_command
-from base.flags import (
-    OneLineParser,
-    fraction,
-    non_negative_float,
-    positive_fraction,
-    positive_int,
-)
+from base.flags import fraction, non_negative_float, positive_fraction, positive_int
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
 from training.flags import (
@@ -43,20 +36,11 @@ RECIPES = {
     },
 }
 
-RECIPE_HELP = """whose defaults the other flags have: the paper's, whose --lr of 0.1 is for 8 devices of 32 images, or
-the tricks of arXiv 1812.01187, whose 0.025 is for one device of 64; give --lr, 0.1 for every 256 images a step, where
-there are more or fewer"""
-
 
 def flags():
-    """The parser; a recipe is a set of defaults, so that one must be known first."""
-    first = OneLineParser(add_help=False, allow_abbrev=False)
-    choice = {"choices": list(RECIPES), "default": "paper", "help": RECIPE_HELP}
-    first.add_argument("--recipe", **choice)
-    recipe = RECIPES[first.parse_known_args()[0].recipe]
-    parser = training_parser(__doc__, datasets=list(photographs))
+    """The parser."""
+    parser = training_parser(__doc__, datasets=list(photographs), recipes=RECIPES, data_dir="./data/sets/imagenet")
     group = parser.add_argument_group("ImageNet")
-    group.add_argument("--recipe", **choice)
     group.add_argument(
         "--classes", type=positive_int, help="number of classes (default: what the data set says, or 1000)"
     )
@@ -73,31 +57,8 @@ def flags():
     group.add_argument(
         "--lighting", type=non_negative_float, default=0.1, help="strength of the standard colour augmentation"
     )
-    group.add_argument("--no-wd", action="store_true", help="no weight decay on biases, gammas and betas")
-    group.add_argument("--wd-all", action="store_false", dest="no_wd", help="weight decay on everything: not --no-wd")
-    group.add_argument(
-        "--last-gamma",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="start every residual unit as its shortcut",
-    )
     add_evaluation_flags(parser)
-    parser.set_defaults(data_dir="./data/sets/imagenet", **recipe)
     return parser
-
-
-def make_net(description, last_gamma, no_wd):
-    """The network of a `NetworkDescription`, uninitialized, with what the flags say of its start and its decay."""
-    from model.units import start_as_shortcuts
-    from training.network_file import make_network
-
-    net = make_network(description)
-    if last_gamma:
-        start_as_shortcuts(net)
-    if no_wd:
-        for parameter in net.collect_params(".*(gamma|beta|bias)").values():
-            parameter.wd_mult = 0.0
-    return net
 
 
 def main():
@@ -109,7 +70,7 @@ def main():
 
     prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
     from model import AttentionNet
-    from training.commands import evaluate, join_group, load_for_evaluation, network_fields, train
+    from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe
 
     check_depth("imagenet", args.num_layers)

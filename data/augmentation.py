@@ -11,7 +11,7 @@ from nvidia.dali import fn, types
 
 from data.images import opened
 
-__all__ = ["CentreWindow", "ColourJitter", "PaddedCrop", "RandomWindow", "WholeImage"]
+__all__ = ["CentreWindow", "ColourJitter", "Cutout", "PaddedCrop", "RandomErasing", "RandomWindow", "WholeImage"]
 
 # Eigenvalues and eigenvectors (columns) of the covariance of ImageNet's pixels, RGB on the scale 0 to 255: the basis of
 # the colour augmentation of Krizhevsky et al. (2012, section 4.1), in the figures in common use.
@@ -148,6 +148,72 @@ class ColourJitter:
         return fn.color_twist(
             images, brightness=brightness, contrast=contrast, saturation=saturation, dtype=types.FLOAT
         )
+
+
+class Erasing:
+    """A rectangle of a normalized image that becomes the data set's mean colour, 0."""
+
+    inputs = 2
+
+    def erase(self, images, starts, extents):
+        return fn.erase(images, anchor=starts, shape=extents, axis_names="HW", fill_value=0)
+
+
+class Cutout(Erasing):
+    """A square somewhere in every image (DeVries and Taylor, arXiv 1708.04552); what is outside the image is cut off.
+
+    Parameters
+    ----------
+    length : int
+        Of the square's sides, pixels.
+    size : int
+        Height and width of the images, pixels.
+    """
+
+    def __init__(self, length, size):
+        self.length, self.size = length, size
+
+    def draw(self, encoded, generator):
+        """Starts and extents, (N, 2) each, rows and columns in pixels. The centre is any pixel of the image."""
+        starts = generator.integers(0, self.size, (len(encoded), 2)) - self.length // 2
+        ends = np.minimum(starts + self.length, self.size)
+        starts = np.maximum(starts, 0)
+        return np.float32(starts), np.float32(ends - starts)
+
+
+class RandomErasing(Erasing):
+    """A rectangle in some of the images (Zhong et al., arXiv 1708.04896).
+
+    Parameters
+    ----------
+    probability : float
+        That an image has one.
+    size : int
+        Height and width of the images, pixels.
+    area : 2 floats
+        Bounds of the rectangle's share of the image.
+    aspect : 2 floats
+        Bounds of its height / width, drawn on a logarithmic scale.
+    attempts : int
+        Draws until a rectangle fits into the image; after that there is none.
+    """
+
+    def __init__(self, probability, size, area=(0.02, 0.4), aspect=(0.3, 1 / 0.3), attempts=10):
+        self.probability, self.size = probability, size
+        self.area, self.aspect, self.attempts = area, aspect, attempts
+
+    def draw(self, encoded, generator):
+        """Starts and extents, (N, 2) each, rows and columns in pixels; extents of 0 where nothing is erased."""
+        count = len(encoded)
+        area = generator.uniform(*self.area, (count, self.attempts)) * self.size**2
+        aspect = np.exp(generator.uniform(*np.log(self.aspect), (count, self.attempts)))
+        tried = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=2).round()
+        fits = (tried <= self.size).all(axis=2)
+        extents = tried[np.arange(count), fits.argmax(axis=1)]
+        erased = fits.any(axis=1) & (generator.uniform(size=count) < self.probability)
+        extents = np.where(erased[:, None], extents, 0)
+        starts = np.floor(generator.uniform(size=(count, 2)) * (self.size - extents + 1))
+        return np.float32(starts), np.float32(extents)
 
 
 def aspect_ratios(encoded):

@@ -10,9 +10,9 @@ Dataset = namedtuple(
     "Dataset",
     [
         *("name", "classes", "records", "size", "mean", "std", "mirror"),
-        *("training_crop", "validation_crop", "colour", "top5", "class_names"),
+        *("training_crop", "validation_crop", "colour", "top5", "class_names", "erasing"),
     ],
-    defaults=[PaddedCrop(4), WholeImage(), None, False, None],  # as the paper's CIFAR recipe has it (section 4.1)
+    defaults=[PaddedCrop(4), WholeImage(), None, False, None, None],  # as the paper's CIFAR recipe has it (section 4.1)
 )
 Dataset.__doc__ = """A data set as records.
 
@@ -34,4 +34,6 @@ top5 : bool
     Whether a label among the first five guesses is worth a column in the CSV.
 class_names : sequence of str, optional
     By label; without it the classes are called by their numbers.
+erasing : data.augmentation.Cutout or RandomErasing, optional
+    What of a training image is hidden.
 """

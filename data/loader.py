@@ -6,6 +6,7 @@ given the choices with the bytes, and itself only decodes, cuts and normalizes, 
 
 import ctypes
 import functools
+import itertools
 import re
 from collections import namedtuple
 from pathlib import Path
@@ -35,7 +36,11 @@ coordinates : (epoch, step, shard)
 """
 
 
-LoaderOptions = namedtuple("LoaderOptions", ["batch_size", "seed", "threads", "limit"], defaults=[2, None])
+LoaderOptions = namedtuple(
+    "LoaderOptions",
+    ["batch_size", "seed", "threads", "limit", "label_noise", "accumulate"],
+    defaults=[2, None, 0.0, 1],
+)
 LoaderOptions.__doc__ = """How images are read.
 
 batch_size : int
@@ -45,6 +50,10 @@ threads : int
     CPU threads that decode, for each device.
 limit : int or None
     Only the first so many images of the set exist.
+label_noise : float
+    Share of the training labels that are wrong.
+accumulate : int
+    Batches a training step, for each device.
 """
 
 Shard = namedtuple("Shard", ["index", "count"], defaults=[0, 1])
@@ -59,7 +68,7 @@ class Loader:
     Training: every epoch is a fresh permutation of the whole set, dealt out to the shards so that no image is in two;
     images are cropped, mirrored and coloured at random as the data set says. The last images of a permutation, too few
     for a batch on every shard, are left out of that epoch. Validation: every image once, in order; the last
-    batch is filled up with images that do not count.
+    batch is filled up with images that do not count. Labels are wrong in training only, and the same ones always.
 
     Parameters
     ----------
@@ -86,7 +95,7 @@ class Loader:
     def __init__(self, dataset, split, options, context, training, shard=WHOLE):
         self._dataset, self._training = dataset, training
         self._crop = dataset.training_crop if training else dataset.validation_crop
-        self._colour = dataset.colour if training else None
+        self._colour, self._erasing = (dataset.colour, dataset.erasing) if training else (None, None)
         path = Path(dataset.records[split])
         self._records = FolderImages(path, options.limit) if path.is_dir() else Records(path, options.limit)
         self._options, self._context, self._shard = options, context, shard
@@ -98,6 +107,9 @@ class Loader:
                 f"{dataset.name} has {self.num_images} images to train on, too few for a batch of {options.batch_size} "
                 f"on each of {shard.count} devices: choose a smaller --batch-size"
             )
+        self._label_shifts = None
+        if training and options.label_noise:
+            self._label_shifts = label_shifts(self.num_images, dataset.classes, options.label_noise, options.seed)
         self._order = functools.lru_cache(maxsize=2)(self._order)  # DALI reads ahead into the next epoch
         self._pipeline = None
         self._due = None  # (epoch, step) of the batch the pipeline gives next
@@ -122,6 +134,7 @@ class Loader:
             dataset=self._dataset,
             crop=self._crop,
             colour=self._colour,
+            erasing=self._erasing,
             training=self._training,
             decoder="mixed" if on_gpu else "cpu",
             batch_size=self._options.batch_size,
@@ -142,6 +155,8 @@ class Loader:
                 f"{np.format_float_positional(labels[wrong], trim='-')}: "
                 f"a label is a whole number from 0 to {classes - 1}, as there are {classes} classes"
             )
+        if self._label_shifts is not None:
+            labels = (labels + self._label_shifts[positions]) % classes
         return labels
 
     def _run(self, epoch, step):
@@ -185,6 +200,8 @@ class Loader:
             inputs.append(mirrored if self._dataset.mirror else np.zeros_like(mirrored))
         if self._colour:
             inputs += self._colour.draw(encoded, draw)
+        if self._erasing:
+            inputs += self._erasing.draw(encoded, draw)
         return tuple(inputs)
 
     def _after(self, epoch, step):
@@ -226,6 +243,8 @@ class ShardedLoader:
         Images in the set.
     batch_size : int
         Images a step, over all devices of all workers.
+
+    Raises what `Loader` raises, and UserError for a set smaller than the batches of one step.
     """
 
     def __init__(self, dataset, split, options, contexts, training, shard=WHOLE):
@@ -235,12 +254,33 @@ class ShardedLoader:
             for index, context in enumerate(contexts, shard.index * len(contexts))
         ]
         self.dataset = dataset
-        self.steps, self.num_images = self._loaders[0].steps, self._loaders[0].num_images
-        self.batch_size = options.batch_size * count
+        self._accumulate = options.accumulate if training else 1
+        self.num_images = self._loaders[0].num_images
+        self.steps = self._loaders[0].steps // self._accumulate
+        self.batch_size = options.batch_size * count * self._accumulate
+        if self.steps == 0:
+            raise UserError(
+                f"{dataset.name} has {self.num_images} images to train on, too few for a step of {self.batch_size}: "
+                "choose a smaller --batch-size or --accumulate"
+            )
 
     def epoch(self, epoch, first_step=0):
-        """Iterate over an epoch's steps: tuples of one `Batch` for each device."""
-        return zip(*(loader.epoch(epoch, first_step) for loader in self._loaders))
+        """Iterate over an epoch's steps: tuples of one `Batch` for each device, and then of their next ones."""
+        batches = [loader.epoch(epoch, first_step * self._accumulate) for loader in self._loaders]
+        return itertools.islice(zip(*batches * self._accumulate), self.steps - first_step)
+
+
+def label_shifts(count, classes, noise, seed):
+    """What is added to labels, modulo the classes, so that the share ``noise`` of them is wrong: int (count,).
+
+    A wrong label is any of the others alike (arXiv 1704.06904, section 4.1, "Noisy Label Robustness").
+
+    Raises UserError where there is no other class.
+    """
+    if classes == 1:
+        raise UserError("--label-noise: there is a single class, and so no wrong one")
+    wrong, other = generator(seed, "label noise").uniform(size=(count, 2)).T
+    return np.where(wrong < noise, 1 + np.floor(other * (classes - 1)), 0)
 
 
 def copied(tensor, context):
@@ -260,17 +300,19 @@ def copied(tensor, context):
 
 
 @pipeline_def
-def image_pipeline(source, dataset, crop, colour, training, decoder):
+def image_pipeline(source, dataset, crop, colour, erasing, training, decoder):
     """DALI's part: encoded images to normalized (N, 3, size, size) float32."""
-    count = 1 + crop.inputs + training + (colour.inputs if colour else 0)
+    count = 1 + crop.inputs + training + sum(part.inputs for part in (colour, erasing) if part)
     encoded, *drawn = fn.external_source(source=source, num_outputs=count, batch=True)
     images = crop.decode(encoded, dataset.size, decoder, *drawn[: crop.inputs])
     mirror, mean = 0, list(dataset.mean)
+    rectangle = [drawn.pop() for _ in range(erasing.inputs)][::-1] if erasing else []
     if training:
         mirror = drawn[crop.inputs]
     if colour:
         mean, *factors = drawn[crop.inputs + 1 :]
         images = colour.change(images, *factors)
-    return fn.crop_mirror_normalize(
+    images = fn.crop_mirror_normalize(
         images, mirror=mirror, mean=mean, std=list(dataset.std), dtype=types.FLOAT, output_layout="CHW"
     )
+    return erasing.erase(images, *rectangle) if erasing else images

@@ -71,6 +71,16 @@ BAD_FLAGS = [
     ["--warmup-epochs", "200"],
     ["--float16"],
     ["--batch", "8"],
+    ["--cutout", "0"],
+    ["--cutout", "8", "--random-erasing", "0.5"],
+    ["--random-erasing", "1.5"],
+    ["--label-noise", "1"],
+    ["--cutmix", "-1"],
+    ["--ema", "1"],
+    ["--clip-grad", "0"],
+    ["--accumulate", "0"],
+    ["--lr-per", "0"],
+    ["--lr-factor", "2"],
 ]
 
 
@@ -102,7 +112,6 @@ def test_help_gives_every_flag_a_sentence_and_imports_nothing_heavy():
 def parse_with_model(*argv):
     """The flags where the script has a few of its own, as imagenet_train.py has."""
     parser = training_parser("test", datasets=["cifar10", "digits"])
-    parser.add_argument("--no-wd", action="store_true")
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("--params")
     return parse_arguments(parser, argv)
@@ -169,8 +178,8 @@ def test_settings_that_no_command_line_gives_are_refused_in_one_line(saved, sett
 def test_the_flag_that_a_checkpoint_cannot_have_is_named(saved):
     with pytest.raises(UserError, match="--lr-steps cannot be '1,2'"):
         parse(*saved({"epochs": 3, "lr_steps": "1,2"}))
-    with pytest.raises(UserError, match="there is no flag '--no-wd'"):
-        parse(*saved({"epochs": 3, "no_wd": True}))
+    with pytest.raises(UserError, match="there is no flag '--crop-ratio'"):
+        parse(*saved({"epochs": 3, "crop_ratio": 0.5}))
 
 
 def test_what_an_old_checkpoint_says_of_evaluation_is_accepted_where_it_is_nothing(saved):
@@ -196,6 +205,26 @@ def test_recipes_are_for_the_images_a_step_that_their_rate_is_for(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["imagenet_train.py", "--recipe", "tricks"])
     tricks = parse_arguments(imagenet_train.flags(), ["--recipe", "tricks"])
     assert (tricks.mix_up, tricks.epochs, tricks.lr) == (1, 200, 0.1 * tricks.batch_size / 256)
+
+
+def test_recipes_of_the_small_images_are_the_published_ones(monkeypatch):
+    import cifar10_train
+
+    def parsed(*flags):
+        monkeypatch.setattr(sys, "argv", ["cifar10_train.py", *flags])
+        parser = training_parser("", datasets=["cifar10"], recipes=cifar10_train.RECIPES)
+        return parse_arguments(parser, list(flags))
+
+    original, tricks, best = (parsed("--recipe", name) for name in ("original", "tricks", "best"))
+    assert {name: value for name, value in original.settings.items() if name != "seed"} == {
+        name: value for name, value in parsed().settings.items() if name != "seed"
+    }
+    assert (original.lr, original.lr_steps, original.mix_up, original.no_wd) == (0.1, [80, 120], 0, False)
+    assert tricks.lr * 8 * tricks.batch_size / tricks.lr_per == 0.2  # the published run's, as it took effect
+    assert (tricks.mix_up, tricks.warmup_epochs, tricks.lr_mode) == (1, 10, "cosine")
+    assert best.lr * 256 / best.lr_per == 0.4
+    assert (best.cutout, best.no_wd, best.epochs - best.mix_up_off_epochs) == (16, True, 200)
+    assert (parsed("--recipe", "best", "--epochs", "10").epochs, best.settings["recipe"]) == (10, "best")
 
 
 def test_the_variants_are_those_of_the_attention_modules():

@@ -13,7 +13,7 @@ from tests import engines
 from tests.test_exports import DESCRIPTION
 from tests.test_sync import parameters, run_horovod
 from training.distributed.process_group import SingleProcess
-from training.learner import Learner, initialize
+from training.learner import Learner, LearnerOptions, initialize
 from training.loss_scale import FIRST, GOOD_STEPS, LossScale
 from training.optimizers import optimizer_options
 from training.run.exports import Exports
@@ -34,7 +34,7 @@ class Scaled(nn.HybridBlock):
 
 def learner(dtype="float16"):
     flags = SimpleNamespace(momentum=0.9, wd=0.0, optimizer="nag", float16=dtype == "float16")
-    return Learner(Scaled, SingleProcess([mx.cpu()]), optimizer_options(flags), seed=1, dtype=dtype)
+    return Learner(Scaled, SingleProcess([mx.cpu()]), optimizer_options(flags), seed=1, options=LearnerOptions(dtype))
 
 
 def example(size=1.0):

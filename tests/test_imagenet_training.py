@@ -15,8 +15,8 @@ from mxnet import autograd, gluon
 
 from data.dataset import Dataset
 from data.imagenet import JpegOptions, prepare
-from imagenet_train import make_net
 from tests.conftest import ROOT, assert_refused, run_script
+from training.commands import make_net
 from training.metrics import top_k_hits
 from training.network_file import describe
 from training.run.checkpoint import Checkpoints

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.loader import Loader, LoaderOptions, Shard, ShardedLoader, copied
+from data.augmentation import Cutout, RandomErasing, WholeImage
+from data.loader import WHOLE, Loader, LoaderOptions, Shard, ShardedLoader, copied, label_shifts
 from data.records import Records
 
 
@@ -190,3 +191,98 @@ def test_a_gpus_copy_has_ended_when_mxnet_gets_the_array(monkeypatch):
     assert tensor.waited
     monkeypatch.undo()
     np.testing.assert_array_equal(array.asnumpy(), [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("length", [8, 9])
+def test_cutout_hides_a_square_of_every_image(numbered, length):
+    dataset = numbered(40)._replace(mean=(7.0, 7.0, 7.0), mirror=False)
+    plain = Loader(dataset, "train", LoaderOptions(40, seed=1), mx.cpu(), training=True)
+    hiding = Loader(
+        dataset._replace(erasing=Cutout(length, 32)), "train", LoaderOptions(40, seed=1), mx.cpu(), training=True
+    )
+    (before,), (after,) = plain.epoch(0), hiding.epoch(0)
+    before, after = before.images.asnumpy(), after.images.asnumpy()
+    hidden = (before != after).any(axis=1)
+    assert (after[np.broadcast_to(hidden[:, None], after.shape)] == 0).all()  # the mean's value
+    heights, widths = ((hidden.any(axis=axis)).sum(axis=1) for axis in (2, 1))
+    assert (hidden.sum(axis=(1, 2)) == heights * widths).all()
+    assert heights.max() == length and heights.min() < length and heights.min() >= length // 2
+    assert len({tuple(image.ravel().nonzero()[0][:1]) for image in hidden}) > 30  # elsewhere in each
+    (validated,) = Loader(
+        dataset._replace(erasing=Cutout(length, 32)), "test", LoaderOptions(40, seed=1), mx.cpu(), training=False
+    ).epoch(0)
+    assert (validated.images.asnumpy()[:, 1] == -7).all()
+
+
+def test_random_erasing_hides_rectangles_of_some_images():
+    erasing, draw = RandomErasing(0.25, 64), np.random.default_rng(0)
+    starts, extents = erasing.draw([b""] * 4000, draw)
+    erased = (extents > 0).all(axis=1)
+    assert 0.22 < erased.mean() < 0.28 and (extents[~erased] == 0).all()
+    assert (starts >= 0).all() and (starts + extents <= 64).all()
+    shares = extents[erased].prod(axis=1) / 64**2
+    assert 0.015 < shares.min() < 0.03 and 0.37 < shares.max() < 0.43
+    aspects = extents[erased, 0] / extents[erased, 1]
+    assert aspects.min() < 0.4 and aspects.max() > 2.5
+
+
+def test_rectangles_are_hidden_where_they_were_drawn(numbered):
+    class Fixed(RandomErasing):
+        def draw(self, encoded, generator):
+            return np.float32([[2, 5], [0, 0]]), np.float32([[3, 4], [0, 0]])
+
+    dataset = numbered(2)._replace(erasing=Fixed(1, 32), mean=(0.5, 0.5, 0.5), training_crop=WholeImage())
+    (batch,) = Loader(dataset, "train", LoaderOptions(2, seed=1), mx.cpu(), training=True).epoch(0)
+    hidden = (batch.images.asnumpy() == 0).all(axis=1)
+    assert hidden[0, 2:5, 5:9].all() and hidden[0].sum() == 12 and not hidden[1].any()
+
+
+def labels_by_image(loader, dataset):
+    """{number that an image's colour says: its label}"""
+    found = {}
+    for batch in loader.epoch(0):
+        colours = batch.images[:, :2, 16, 16].asnumpy()
+        found.update(zip((colours[:, 0] - 5 + 250 * colours[:, 1]).astype(int), batch.labels.asnumpy()))
+    return found
+
+
+def test_label_noise_is_fixed_and_uniform_over_the_other_classes(numbered):
+    dataset = numbered(240)._replace(training_crop=WholeImage())
+
+    def labels(noise, seed=1, training=True, shard=WHOLE):
+        options = LoaderOptions(60, seed=seed, label_noise=noise)
+        return labels_by_image(Loader(dataset, "train", options, mx.cpu(), training=training, shard=shard), dataset)
+
+    noisy = labels(0.5)
+    wrong = [image for image, label in noisy.items() if label != image]
+    assert len(noisy) == 240 and 90 < len(wrong) < 150
+    assert len({noisy[image] for image in wrong}) > 60  # not the next class of each
+    assert labels(0.5) == noisy and labels(0.5, seed=2) != noisy
+    halves = {**labels(0.5, shard=Shard(0, 2)), **labels(0.5, shard=Shard(1, 2))}
+    assert all(noisy[image] == label for image, label in halves.items())
+    for clean in (labels(0.0), labels(0.5, training=False)):
+        assert all(image == label for image, label in clean.items())
+    shifts = label_shifts(30000, 10, 0.3, seed=0)
+    counts = np.bincount(shifts.astype(int), minlength=10)
+    assert abs(counts[0] - 21000) < 300 and (abs(counts[1:] - 1000) < 120).all()
+    with pytest.raises(UserError, match="single class"):
+        label_shifts(5, 1, 0.3, seed=0)
+
+
+def test_accumulated_batches_are_those_of_one_larger_step(numbered):
+    dataset, contexts = numbered(41), [mx.cpu(0), mx.cpu(1)]
+    single = ShardedLoader(dataset, "train", LoaderOptions(4, seed=1), contexts, training=True)
+    loader = ShardedLoader(dataset, "train", LoaderOptions(4, seed=1, accumulate=2), contexts, training=True)
+    assert (single.steps, loader.steps, loader.batch_size) == (5, 2, 16)
+    batches = [[batch.coordinates for batch in step] for step in loader.epoch(0)]
+    assert batches == [
+        [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)],
+        [(0, 2, 0), (0, 2, 1), (0, 3, 0), (0, 3, 1)],
+    ]
+    assert [[b.coordinates for b in step] for step in loader.epoch(1, 1)] == [
+        [(1, 2, 0), (1, 2, 1), (1, 3, 0), (1, 3, 1)]
+    ]
+    validation = ShardedLoader(dataset, "test", LoaderOptions(4, seed=1, accumulate=2), contexts, training=False)
+    assert validation.steps == 6
+    with pytest.raises(UserError, match="--accumulate"):
+        ShardedLoader(dataset, "train", LoaderOptions(4, seed=1, accumulate=6), contexts, training=True)

@@ -15,9 +15,22 @@ from data.loader import LoaderOptions, ShardedLoader
 from training.commands import train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
-from training.learner import NotFinite, copy_parameters, initialize, train_step, validate
+from training.learner import (
+    Learner,
+    LearnerOptions,
+    NotFinite,
+    StepOptions,
+    add_gradients_up,
+    copy_parameters,
+    initialize,
+    mirror_averaged,
+    take_step,
+    train_step,
+    validate,
+)
 from training.network_file import describe
 from training.optimizers import optimizer_options
+from training.recomputation import Recomputation
 from training.run.files import new_run
 from training.run.logger import RunLogger
 from training.state import TrainingState
@@ -242,3 +255,161 @@ def test_any_nesting_of_an_optimizers_arrays_is_saved(name, options, arrays):
     state = TrainingState(net, trainer, ON_ONE)
     names = [name for name in state.gather({}) if name.startswith("optimizer/")]
     assert len(names) == arrays + 1  # and the float32 copy of the weight
+
+
+class InPieces(nn.HybridSequential):
+    def pieces(self):
+        return list(self._children.values())
+
+
+def steps_in_parts(parts, contexts, wrap=lambda net: net, steps=3):
+    """Parameters after steps of 12 images, in so many parts, each shared out to the contexts."""
+    mx.random.seed(5)
+    group = SingleProcess(contexts)
+    net = InPieces()
+    net.add(*small_net()._children.values())
+    initialize(net, contexts, mx.init.Xavier(), memory_saving=wrap is Recomputation)
+    freeze_normalization(net)
+    if parts > 1:
+        add_gradients_up(net)
+    trainer = group.trainer(net.collect_params(), "nag", {"learning_rate": 0.1, "momentum": 0.9})
+    images, targets = examples(12)
+    size, forward = 12 // parts // len(contexts), wrap(net)
+    shares = [
+        tuple(part[first : first + size].as_in_context(contexts[number % len(contexts)]) for part in (images, targets))
+        for number, first in enumerate(range(0, 12, size))
+    ]
+    for _ in range(steps):
+        _, losses = train_step(forward, trainer, shares, group)
+        assert sum(map(len, losses)) == 12
+    return [p.data(contexts[-1]).asnumpy() for p in net.collect_params().values()]
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Recomputation], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_added_up_are_one_large_batch(devices, wrap):
+    contexts = [mx.cpu(device) for device in range(devices)]
+    for whole, added in zip(steps_in_parts(1, contexts), steps_in_parts(3, contexts, wrap)):
+        np.testing.assert_allclose(added, whole, rtol=1e-4, atol=1e-6)
+
+
+def change_of_a_step(clip_grad, scale=1.0):
+    """What one step of plain descent with the rate 1 adds to the parameters, as one array."""
+    mx.random.seed(5)
+    net = initialize(small_net(), [mx.cpu()], mx.init.Xavier())
+    trainer = ON_ONE.trainer(net.collect_params(), "sgd", {"learning_rate": 1.0})
+    trained = [p for p in net.collect_params().values() if p.grad_req != "null"]
+    before = [p.data().asnumpy() for p in trained]
+    take_step(net, trainer, [examples(12)], ON_ONE, StepOptions(scale, clip_grad))
+    return np.concatenate([(p.data().asnumpy() - value).ravel() for p, value in zip(trained, before)])
+
+
+def test_a_long_gradient_is_shortened_and_a_short_one_is_not():
+    whole = change_of_a_step(None)
+    length = np.linalg.norm(whole)
+    for scale in (1.0, 8.0):
+        shortened = change_of_a_step(length / 4, scale)
+        np.testing.assert_allclose(shortened, whole / 4, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(change_of_a_step(2 * length, scale), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_the_average_follows_the_weights_and_is_evaluated_beside_them(digits):
+    decay, contexts = 0.3, [mx.cpu(0), mx.cpu(1)]
+    learner = Learner(small_net, SingleProcess(contexts), ("sgd", {}), seed=1, options=LearnerOptions(ema=decay))
+    names = list(learner.net._collect_params_with_prefix())
+
+    def weights(net):
+        parameters = net._collect_params_with_prefix()
+        return {name: parameters[name].data(contexts[0]).asnumpy() for name in names}
+
+    images, targets = examples(8)
+    expected = weights(learner.net)
+    for step in range(5):
+        share = SimpleNamespace(images=images, targets=targets, smoothed=targets)
+        other = SimpleNamespace(**{name: value.as_in_context(contexts[1]) for name, value in vars(share).items()})
+        learner.step([share, other], 0.5, 0, step)
+        rate = 1 - min(decay, (2 + step) / (11 + step))
+        expected = {name: mean + rate * (weights(learner.net)[name] - mean) for name, mean in expected.items()}
+    learner.update_evaluation_nets()
+    moved = 0
+    for name, mean in weights(learner.average_net).items():
+        np.testing.assert_allclose(mean, expected[name], rtol=1e-5, atol=1e-6)
+        moved += abs(mean - weights(learner.net)[name]).max() > 1e-4
+    assert moved > len(names) / 2
+    loader = ShardedLoader(digits, "test", LoaderOptions(8, seed=1, limit=32), contexts, training=False)
+    means = learner.evaluate(loader, lambda images: None)
+    for prefix, net in (("", learner.evaluation_net), ("ema_", learner.average_net)):
+        alone = validate(net, loader, "float32", ON_ONE)
+        assert {f"{prefix}{name}": mean for name, mean in alone.items()}.items() <= means.items()
+    assert means["ema_loss"] != means["loss"]
+
+
+def test_an_average_over_the_mirror_image_does_not_see_left_from_right(numbered):
+    learner = Learner(small_net, ON_ONE, ("sgd", {}), seed=1, options=LearnerOptions(tta=True))
+    learner.update_evaluation_nets()
+    net, (images, _) = learner.evaluation_net, examples(6)
+    mirrored = images.flip(axis=3)
+    averaged = mirror_averaged(net)
+    assert abs(net(images) - net(mirrored)).max().asscalar() > 1e-3
+    np.testing.assert_allclose(averaged(images).asnumpy(), averaged(mirrored).asnumpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(averaged(images).asnumpy(), (net(images) + net(mirrored)).asnumpy() / 2, rtol=1e-6)
+
+
+def test_a_validation_takes_the_mean_over_mirror_images_where_it_is_told_to(real_images):
+    from data.cifar import open_cifar10
+
+    dataset = open_cifar10(real_images)
+    loader = ShardedLoader(dataset, "test", LoaderOptions(20, seed=0, limit=40), [mx.cpu()], training=False)
+    losses = []
+    for tta in (False, True):
+        learner = Learner(small_net, ON_ONE, ("sgd", {}), seed=1, options=LearnerOptions(tta=tta))
+        learner.update_evaluation_nets()
+        losses.append(learner.evaluate(loader, lambda images: None)["loss"])
+        net = mirror_averaged(learner.evaluation_net) if tta else learner.evaluation_net
+        assert losses[-1] == pytest.approx(validate(net, loader, "float32", ON_ONE)["loss"])
+    assert losses[0] != losses[1]
+
+
+def test_flags_that_do_not_suit_the_images_are_refused(tmp_path, digits):
+    for flags, words in ((["--tta"], "mirrored"), (["--cutout", "32"], "nothing of images of 32x32")):
+        args = parse_arguments(training_parser("", datasets=["digits"]), ["--log-dir", str(tmp_path), *flags])
+        with pytest.raises(UserError, match=words):
+            train(small_net, describe(digits, "cifar", 56, "bottleneck"), digits, ON_ONE, args)
+
+
+def test_a_rate_for_so_many_images_is_scaled_with_those_of_a_step(tmp_path, digits):
+    def rates(name, *flags):
+        flags = ("--log-dir", tmp_path, "--run-name", name, "--limit", 32, "--batch-size", 4, "--seed", 1, *flags)
+        args = parse_arguments(training_parser("", datasets=["digits"]), list(map(str, flags)))
+        contexts = [mx.cpu(0), mx.cpu(1)]
+        train(small_net, describe(digits, "cifar", 56, "bottleneck"), digits, SingleProcess(contexts), args)
+        with open(tmp_path / "text" / f"{name}.csv") as file:
+            return [float(row["lr"]) for row in csv.DictReader(file)]
+
+    fall = ("--epochs", 2, "--lr-steps", 1, "--lr-factor", 0.5)
+    assert rates("plain", "--lr", 0.01, *fall) == pytest.approx([0.01, 0.005])
+    per = ("--lr", 0.01, "--lr-per", 32, *fall)
+    assert rates("per", *per) == pytest.approx([0.0025, 0.00125])
+    assert rates("added", *per, "--accumulate", 2) == pytest.approx([0.005, 0.0025])
+
+
+def test_a_training_saves_the_average_beside_the_weights(tmp_path, digits):
+    flags = ["--log-dir", str(tmp_path), "--run-name", "mean", "--epochs", "2", "--seed", "1", "--batch-size", "8"]
+    flags += ["--limit", "24", "--ema", "0.9", "--save-period", "2", "--cutmix", "1", "--clip-grad", "1"]
+    args = parse_arguments(training_parser("test", datasets=["digits"]), flags)
+    train(small_net, describe(digits, "cifar", 56, "bottleneck"), digits, ON_ONE, args)
+    with open(tmp_path / "text" / "mean.csv") as file:
+        rows = list(csv.DictReader(file))
+    folder = tmp_path / "params" / "mean"
+    assert float(rows[-1]["val_ema_accuracy"]) >= 0 and rows[-1]["val_ema_loss"] != rows[-1]["val_loss"]
+    for stem in ("last", "best", "epoch-0002"):
+        assert (folder / f"{stem}.params").is_file() and (folder / f"{stem}-ema.params").is_file()
+    net = initialize(small_net(), [mx.cpu()], mx.init.Zero())
+    net.load_parameters(str(folder / "last-ema.params"))
+    validation = ShardedLoader(digits, "test", LoaderOptions(8, seed=1, limit=24), [mx.cpu()], training=False)
+    assert float(rows[-1]["val_ema_loss"]) == pytest.approx(
+        validate(net, validation, "float32", ON_ONE)["loss"], rel=1e-5
+    )
+    log = (tmp_path / "text" / "mean.log").read_text()
+    best = max(float(row["val_ema_accuracy"]) for row in rows)
+    assert f"best validation accuracy {best:.4f}" in log and "EMA accuracy" in log

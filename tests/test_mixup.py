@@ -4,7 +4,7 @@ import mxnet as mx
 import numpy as np
 
 from data.loader import Batch
-from data.mixup import TargetTransform, mixup, smooth_labels
+from data.mixup import TargetTransform, cutmix, mixup, smooth_labels
 
 
 def test_mixup_mixes_with_the_reversed_batch():
@@ -13,6 +13,41 @@ def test_mixup_mixes_with_the_reversed_batch():
     mixed, mixed_targets = mixup(images, targets, 0.75)
     np.testing.assert_allclose(mixed.asnumpy().ravel(), [0.75, 1.25, 1.75, 2.25])
     np.testing.assert_allclose(mixed_targets.asnumpy(), [[1, 0, 0], [0, 0.75, 0.25], [0, 0.25, 0.75], [1, 0, 0]])
+
+
+def test_cutmix_takes_a_rectangle_of_the_reversed_batch_and_counts_its_pixels():
+    images = mx.nd.arange(4).reshape((4, 1, 1, 1)).broadcast_to((4, 3, 8, 8))
+    targets = mx.nd.one_hot(mx.nd.array([0, 1, 2, 0]), 3)
+    areas = set()
+    for seed in range(20):
+        mixed, mixed_targets = (found.asnumpy() for found in cutmix(images, targets, 0.75, np.random.default_rng(seed)))
+        taken = mixed[0, 0] == 3
+        assert (mixed[0, 0][~taken] == 0).all() and set(np.unique(mixed[0])) == {0, 3}
+        rows, columns = np.flatnonzero(taken.any(axis=1)), np.flatnonzero(taken.any(axis=0))
+        assert taken[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # a rectangle, half as high and wide
+        assert len(rows) <= 4 and len(columns) <= 4
+        np.testing.assert_array_equal(np.unique(mixed[1]), [1, 2])
+        share = 1 - taken.sum() / 64
+        np.testing.assert_allclose(mixed_targets[1], [0, share, 1 - share], rtol=1e-6)
+        areas.add(taken.sum())
+    assert 16 in areas and len(areas) > 1  # whole, and cut off at the border
+    same, same_targets = cutmix(images, targets, 1.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(same.asnumpy(), images.asnumpy())
+    np.testing.assert_array_equal(same_targets.asnumpy(), targets.asnumpy())
+
+
+def test_mixup_and_cutmix_take_turns():
+    def cut(alpha, cutmix_alpha, step):
+        """Whether pixels of both images stand side by side, each as it is."""
+        images = mx.nd.arange(2).reshape((2, 1, 1, 1)).broadcast_to((2, 1, 16, 16))
+        transform = TargetTransform(2, alpha=alpha, cutmix_alpha=cutmix_alpha, mixup_epochs=1)
+        mixed = transform(Batch(images, mx.nd.array([0, 1]), 2, (0, step, 0))).images.asnumpy()
+        return set(np.unique(mixed)) == {0, 1}
+
+    assert sum(cut(1.0, 1.0, step) for step in range(100)) in range(30, 60)
+    assert not any(cut(1.0, 0.0, step) for step in range(20))
+    assert sum(cut(0.0, 1.0, step) for step in range(20)) > 15
+    assert TargetTransform(2, alpha=0.0, mixup_epochs=1).metric_name(0) == "accuracy"
 
 
 def test_smoothing_puts_one_minus_epsilon_on_the_class():

@@ -18,14 +18,14 @@ from data.mixup import TargetTransform
 from scripts.torture import figures
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
-from training.learner import Learner
+from training.learner import Learner, LearnerOptions
 from training.loop import fit
 from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.progress import TrainingProgress
 from training.run.run import Run, RunOptions, what_changes
-from training.schedule import learning_rates
+from training.schedule import Falls, learning_rates
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -53,7 +53,8 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
         )
         for split, size in (("train", share), ("test", 8))
     ]
-    transform = TargetTransform(10, args.alpha, args.mix_up * (args.epochs - args.mix_up_off_epochs), 0.1, seed=1)
+    mixup_epochs = args.mix_up * (args.epochs - args.mix_up_off_epochs)
+    transform = TargetTransform(10, args.alpha, mixup_epochs=mixup_epochs, epsilon=0.1, seed=1)
 
     class Interrupted:
         metric_name = staticmethod(transform.metric_name)
@@ -71,8 +72,10 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
         if run.finished:
             print(run.finished)
             return
-        learner = Learner(lambda: small_net(10), group, optimizer_options(args), args.seed)
-        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, args.lr_steps)
+        learner = Learner(
+            lambda: small_net(10), group, optimizer_options(args), args.seed, LearnerOptions(ema=args.ema)
+        )
+        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, Falls(args.lr_steps))
         fit(learner, run, loaders, Interrupted(), rates, args.epochs)
 
 
@@ -127,6 +130,23 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path, digits, undisturbed, d
     assert raised.value.code == 143
     train(tmp_path, digits, "--resume", "run", devices=devices)
     assert results(tmp_path, "run") == undisturbed[devices]
+
+
+def test_the_average_of_the_weights_goes_on_to_the_bit(tmp_path, digits):
+    def averages(folder):
+        loaded = mx.nd.load(str(folder / "params" / "run" / "last-ema.params"))
+        rows = (folder / "text" / "run.csv").read_text().splitlines()
+        columns = [rows[0].split(",").index(name) for name in ("val_ema_loss", "val_ema_accuracy")]
+        figures = [[row.split(",")[column] for column in columns] for row in rows]
+        return {name: value.asnumpy().tobytes() for name, value in loaded.items()}, figures
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    flags = (*FLAGS, "--run-name", "run", "--ema", 0.9)
+    train(whole, digits, *flags, devices=2)
+    with pytest.raises(SystemExit):
+        train(stopped, digits, *flags, devices=2, interrupt=stop_at((1, 3)))
+    train(stopped, digits, "--resume", "run", devices=2)
+    assert averages(stopped) == averages(whole) and results(stopped, "run") == results(whole, "run")
 
 
 def test_a_run_stopped_in_its_validation_does_not_train_again(tmp_path, digits, undisturbed, monkeypatch):

@@ -4,18 +4,18 @@ import math
 
 import pytest
 
-from training.schedule import learning_rates
+from training.schedule import Falls, learning_rates
 
 
 def test_steps_fall_to_a_tenth_at_the_epochs_named():
-    rate = learning_rates("step", 0.1, epochs=10, steps_per_epoch=5, lr_steps=[4, 8])
+    rate = learning_rates("step", 0.1, epochs=10, steps_per_epoch=5, falls=Falls([4, 8]))
     assert [rate(step) for step in (0, 19)] == [0.1, 0.1]
     assert [rate(step) for step in (20, 39)] == pytest.approx([0.01, 0.01])
     assert [rate(step) for step in (40, 49)] == pytest.approx([0.001, 0.001])
 
 
 def test_warmup_rises_linearly_from_a_hundredth():
-    rate = learning_rates("step", 1.0, epochs=10, steps_per_epoch=5, warmup_epochs=2, lr_steps=[4])
+    rate = learning_rates("step", 1.0, epochs=10, steps_per_epoch=5, warmup_epochs=2, falls=Falls([4]))
     warmup = [rate(step) for step in range(10)]
     assert warmup[0] == pytest.approx(0.01) and warmup[-1] == pytest.approx(1.0)
     rises = [after - before for before, after in zip(warmup, warmup[1:])]
@@ -34,7 +34,7 @@ def test_cosine_reaches_zero_at_the_last_step():
 @pytest.mark.parametrize("mode", ["step", "cosine"])
 @pytest.mark.parametrize("warmup_epochs", [0, 0.5])
 def test_the_shortest_trainings_have_a_rate(mode, warmup_epochs):
-    rate = learning_rates(mode, 0.1, epochs=1, steps_per_epoch=2, warmup_epochs=warmup_epochs, lr_steps=[80])
+    rate = learning_rates(mode, 0.1, epochs=1, steps_per_epoch=2, warmup_epochs=warmup_epochs, falls=Falls([80]))
     assert all(math.isfinite(rate(step)) for step in range(2))
-    single = learning_rates(mode, 0.1, epochs=1, steps_per_epoch=1, lr_steps=[80])
+    single = learning_rates(mode, 0.1, epochs=1, steps_per_epoch=1, falls=Falls([80]))
     assert single(0) == pytest.approx(0.1)

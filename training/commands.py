@@ -6,22 +6,24 @@ from pathlib import Path
 from base.devices import explaining_memory
 from base.errors import UserError
 from base.text import one_line
+from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
 from model.onednn import hybridize
+from model.units import start_as_shortcuts
 from training.distributed import process_group
 from training.evaluation import Findings, class_table, draw_findings
 from training.flags import NETWORKS, RESNET
-from training.learner import Learner, validate
+from training.learner import Learner, LearnerOptions, mirror_averaged, validate
 from training.loop import fit
-from training.network_file import NETWORK_FILE, load_network
+from training.network_file import NETWORK_FILE, load_network, make_network
 from training.optimizers import optimizer_options
 from training.prediction import check_classes
 from training.run.progress_bar import ProgressBar
 from training.run.run import Run, RunOptions
-from training.schedule import learning_rates
+from training.schedule import Falls, learning_rates
 
-__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "network_fields", "train"]
+__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "make_net", "network_fields", "train"]
 
 
 @contextlib.contextmanager
@@ -49,12 +51,31 @@ def network_fields(args):
     return {name: getattr(args, name) for name in names} | {"modules": modules}
 
 
+def make_net(description, last_gamma, no_wd):
+    """The network of a `NetworkDescription`, uninitialized, with what the flags say of its start and its decay."""
+    net = make_network(description)
+    if last_gamma:
+        start_as_shortcuts(net)
+    if no_wd:
+        for parameter in net.collect_params(".*(gamma|beta|bias)").values():
+            parameter.wd_mult = 0.0
+    return net
+
+
 def make_loader(dataset, split, group, args):
     """The `ShardedLoader` of a split, "train" or "test", for this process's devices."""
+    options = LoaderOptions(
+        args.batch_size,
+        seed=args.seed,
+        threads=args.workers,
+        limit=args.limit,
+        label_noise=args.label_noise,
+        accumulate=args.accumulate,
+    )
     return ShardedLoader(
         dataset,
         split,
-        LoaderOptions(args.batch_size, seed=args.seed, threads=args.workers, limit=args.limit),
+        options,
         group.devices,
         training=split == "train",
         shard=Shard(group.rank, group.size),
@@ -75,12 +96,20 @@ def train(make_net, description, dataset, group, args):
     args : argparse.Namespace
         The flags of `training.flags`.
 
-    Raises what `training.loop.fit` raises.
+    Raises what `training.loop.fit` raises, and UserError where a flag does not suit the images.
     """
+    check_mirroring(dataset, args.tta)
+    dataset = dataset._replace(erasing=make_erasing(args.cutout, args.random_erasing, dataset.size))
     loaders = make_loader(dataset, "train", group, args), make_loader(dataset, "test", group, args)
     steps = loaders[0].steps
-    mixup_epochs = args.epochs - args.mix_up_off_epochs if args.mix_up else 0
-    transform = TargetTransform(dataset.classes, args.alpha, mixup_epochs, args.epsilon, args.seed)
+    transform = TargetTransform(
+        dataset.classes,
+        alpha=args.alpha if args.mix_up else 0.0,
+        cutmix_alpha=args.cutmix,
+        mixup_epochs=args.epochs - args.mix_up_off_epochs,
+        epsilon=args.epsilon,
+        seed=args.seed,
+    )
     options = RunOptions(
         network=description,
         log_dir=args.log_dir,
@@ -98,9 +127,32 @@ def train(make_net, description, dataset, group, args):
             if group.is_main_process:
                 print(run.finished)
             return
-        learner = Learner(make_net, group, optimizer_options(args), args.seed, precision(args), args.memory_saving)
-        rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, args.lr_steps)
+        learner_options = LearnerOptions(
+            precision(args), args.memory_saving, args.accumulate, args.clip_grad, args.ema, args.tta
+        )
+        learner = Learner(make_net, group, optimizer_options(args), args.seed, learner_options)
+        lr = args.lr * loaders[0].batch_size / args.lr_per if args.lr_per else args.lr
+        falls = Falls(args.lr_steps, args.lr_factor)
+        rates = learning_rates(args.lr_mode, lr, args.epochs, steps, args.warmup_epochs, falls)
         fit(learner, run, loaders, transform, rates, args.epochs)
+
+
+def make_erasing(cutout, probability, size):
+    """What --cutout or --random-erasing hides of images of ``size``, or None.
+
+    Raises UserError for a square that leaves nothing.
+    """
+    if cutout is None:
+        return None if probability is None else RandomErasing(probability, size)
+    if cutout >= size:
+        raise UserError(f"--cutout {cutout} leaves nothing of images of {size}x{size}")
+    return Cutout(cutout, size)
+
+
+def check_mirroring(dataset, tta):
+    """Raise UserError for --tta where a mirrored image is another one."""
+    if tta and not dataset.mirror:
+        raise UserError(f"--tta: a mirrored image of {dataset.name} is another one")
 
 
 def precision(args):
@@ -150,6 +202,7 @@ def evaluate(net, description, dataset, group, args):
     written.
     """
     check_classes(dataset, description)
+    check_mirroring(dataset, args.tta)
     if not type(net).takes(dataset.size):
         raise UserError(f"{args.params} does not take images of {dataset.size}x{dataset.size}")
     dataset = dataset._replace(mean=description.mean, std=description.std)
@@ -158,7 +211,8 @@ def evaluate(net, description, dataset, group, args):
     hybridize(net, inference=True)
     findings = Findings(dataset)
     with ProgressBar(loader.steps, "validation", args.log_interval, shown=group.is_main_process) as bar:
-        means = validate(net, loader, precision(args), group, bar.step, findings.add)
+        averaged = mirror_averaged(net) if args.tta else net
+        means = validate(averaged, loader, precision(args), group, bar.step, findings.add)
     matrix = group.sum("confusion", findings.matrix).astype(int)
     if not group.is_main_process:
         return

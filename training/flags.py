@@ -18,6 +18,7 @@ from base.flags import (
     non_negative_float,
     non_negative_int,
     positive_float,
+    positive_fraction,
     positive_int,
     positive_ints,
 )
@@ -78,6 +79,9 @@ another worker); 3 the loss or the parameters are not finite; 129 stopped by SIG
 Ctrl-C; 143 by SIGTERM"""
 
 
+RECIPE_HELP = "a set of values that the other flags have where they are not given, as this page then says"
+
+
 def residual_unit(text):
     """A key of `NETWORKS`, by that name or by its network's."""
     for unit, network in NETWORKS.items():
@@ -87,11 +91,28 @@ def residual_unit(text):
     raise argparse.ArgumentTypeError(f"{reprlib.repr(text)}: choose one of {', '.join(names)}")
 
 
-def training_parser(description, *, datasets, **defaults):
-    """A parser with the shared flags, grouped; ``defaults`` are a script's own values by flag name."""
+def training_parser(description, *, datasets, recipes=None, **defaults):
+    """A parser with the shared flags, grouped.
+
+    Parameters
+    ----------
+    description : str
+    datasets : list of str
+    recipes : dict, optional
+        {name: {flag name: default}} of --recipe, whose choice on this process's command line the defaults are of; the
+        first is the default.
+    **defaults
+        A script's own values by flag name.
+    """
     parser = OneLineParser(
         description=description, epilog=EXIT_STATUSES, formatter_class=HelpFormatter, allow_abbrev=False
     )
+    if recipes:
+        choice = {"choices": list(recipes), "default": next(iter(recipes)), "help": RECIPE_HELP}
+        parser.add_argument("--recipe", **choice)
+        first = OneLineParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--recipe", **choice)
+        defaults |= recipes[first.parse_known_args()[0].recipe]
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="what to train on")
@@ -102,6 +123,22 @@ def training_parser(description, *, datasets, **defaults):
         "--workers", "-j", type=positive_int, default=2, help="CPU threads that decode images, for each device"
     )
     group.add_argument("--limit", type=positive_int, help="use the first LIMIT images of each split only, for trials")
+    group.add_argument(
+        "--cutout", type=positive_int, metavar="SIZE", help="hide a square of SIZE pixels of every training image"
+    )
+    group.add_argument(
+        "--random-erasing",
+        type=positive_fraction,
+        metavar="P",
+        help="hide a random rectangle of a training image with the probability P",
+    )
+    group.add_argument(
+        "--label-noise",
+        type=fraction,
+        default=0.0,
+        metavar="R",
+        help="give the share R of the training images the label of another class, fixed by --seed",
+    )
 
     group = parser.add_argument_group("network and devices")
     group.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
@@ -175,23 +212,65 @@ def training_parser(description, *, datasets, **defaults):
     group.add_argument(
         "--optimizer", choices=list(OPTIMIZERS), default="nag", help="SGD with Nesterov's or with plain momentum"
     )
+    group.add_argument(
+        "--accumulate",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="batches a step, for each device: the gradients of N are added up before the update",
+    )
     group.add_argument("--lr", "--learning-rate", type=positive_float, default=0.1, help="full learning rate")
+    group.add_argument(
+        "--lr-per",
+        type=positive_int,
+        metavar="N",
+        help="--lr is for N images a step and scaled with their number (default: it is for any number)",
+    )
     group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of the updates")
     group.add_argument("--wd", "--weight-decay", type=non_negative_float, default=1e-4, help="weight decay")
     group.add_argument(
         "--lr-mode",
         choices=["step", "cosine"],
         default="step",
-        help="fall to a tenth at each of --lr-steps, or along a cosine to 0 at the last step",
+        help="fall by --lr-factor at each of --lr-steps, or along a cosine to 0 at the last step",
     )
     group.add_argument(
         "--lr-steps", type=increasing_numbers, default="80,120", help="epochs at which mode step falls, with commas"
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=positive_fraction,
+        default=0.1,
+        help="what the rate is multiplied by at each of --lr-steps",
     )
     group.add_argument(
         "--warmup-epochs",
         type=non_negative_float,
         default=0,
         help="epochs, parts of one too, in which the rate first rises from a hundredth of --lr",
+    )
+    group.add_argument("--no-wd", action="store_true", help="no weight decay on biases, gammas and betas")
+    group.add_argument("--wd-all", action="store_false", dest="no_wd", help="weight decay on everything: not --no-wd")
+    group.add_argument(
+        "--last-gamma",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="start every residual unit as its shortcut",
+    )
+    group.add_argument(
+        "--clip-grad",
+        type=positive_float,
+        metavar="NORM",
+        help="shorten a gradient of the mean loss that is longer than NORM, over all parameters",
+    )
+    group.add_argument(
+        "--ema",
+        type=fraction,
+        metavar="DECAY",
+        help="keep a moving average of the weights, which is validated and saved as well",
+    )
+    group.add_argument(
+        "--tta", action="store_true", help="validate with the mean of the logits of each image and of its mirror image"
     )
     group.add_argument(
         "--nan-action",
@@ -207,9 +286,17 @@ def training_parser(description, *, datasets, **defaults):
         "--alpha", type=positive_float, default=1.0, help="mixup's share is drawn from Beta(ALPHA, ALPHA)"
     )
     group.add_argument(
+        "--cutmix",
+        type=non_negative_float,
+        default=0.0,
+        metavar="A",
+        help="train on images with a rectangle of another one, whose share is drawn from Beta(A, A); 0 is none. With "
+        "--mix-up, each batch has one of both",
+    )
+    group.add_argument(
         "--mix-up-off-epochs",
         type=non_negative_int,
-        help="last epochs without mixup (default: a tenth of --epochs)",
+        help="last epochs without mixup and CutMix (default: a tenth of --epochs)",
     )
     group.add_argument("--epsilon", type=fraction, default=0.0, help="label smoothing: the share of all other classes")
 
@@ -292,6 +379,8 @@ def parse_arguments(parser, argv=None):
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     _check_network(parser, args)
+    if args.cutout is not None and args.random_erasing is not None:
+        parser.error("--cutout and --random-erasing: choose one")
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}

@@ -1,6 +1,8 @@
 """What trains: networks on their devices, the optimizer, one training step, one validation."""
 
+import dataclasses
 import math
+from collections import namedtuple
 
 import mxnet as mx
 from mxnet import autograd
@@ -13,8 +15,20 @@ from training.loss_scale import LossScale
 from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
 from training.state import TrainingState
+from training.weight_average import WeightAverage
 
-__all__ = ["GradientNotFinite", "Learner", "NotFinite", "initialize", "take_step", "train_step", "validate"]
+__all__ = [
+    "GradientNotFinite",
+    "Learner",
+    "LearnerOptions",
+    "NotFinite",
+    "StepOptions",
+    "initialize",
+    "mirror_averaged",
+    "take_step",
+    "train_step",
+    "validate",
+]
 
 GROUP = 100  # arrays in one call of an operator that has room for 200
 
@@ -30,11 +44,42 @@ class GradientNotFinite(NotFinite):
     """A step whose gradient is not finite though its loss is."""
 
 
+@dataclasses.dataclass
+class LearnerOptions:
+    """How a network learns, and how it is validated.
+
+    Attributes
+    ----------
+    dtype : str
+        Of the network's numbers, "float32" or "float16".
+    memory_saving : bool
+        Whether the backward pass computes maps again (`training.recomputation`).
+    accumulate : int
+        Batches a step of each device, whose gradients are added up.
+    clip_grad : float or None
+        The largest norm that the gradient of the mean loss may have; a longer one is shortened to it.
+    ema : float or None
+        Decay of the weights' average, if there is to be one.
+    tta : bool
+        Whether a validation takes the mean of the logits of an image and of its mirror image.
+    """
+
+    dtype: str = "float32"
+    memory_saving: bool = False
+    accumulate: int = 1
+    clip_grad: float = None
+    ema: float = None
+    tta: bool = False
+
+
+PLAIN_LEARNER = LearnerOptions()
+
+
 class Learner:
     """A network that trains, its twin that is validated and saved, and the optimizer.
 
     Twins, because inference on a CPU changes the weights' layout in memory (`model.onednn.hybridize`). On a GPU they
-    are one network.
+    are one network. The average of the weights, if there is one, has a network of its own.
 
     Parameters
     ----------
@@ -45,37 +90,43 @@ class Learner:
     optimizer : (str, dict)
         Name and options, as `training.optimizers.optimizer_options` gives them.
     seed : int
-    dtype : str
-        Of the network's numbers, "float32" or "float16".
-    memory_saving : bool
-        Whether the backward pass computes maps again (`training.recomputation`).
+    options : LearnerOptions
 
     Attributes
     ----------
     net, evaluation_net : HybridBlock
         The one that trains, and the one that is validated and saved.
+    average_net : HybridBlock or None
+        The one with the average of the weights, which is validated and saved as well.
     state : training.state.TrainingState
         All arrays that the training goes on from.
     """
 
-    def __init__(self, make_net, group, optimizer, seed, dtype="float32", memory_saving=False):
-        self.group, self._seed, self._dtype = group, seed, dtype
+    def __init__(self, make_net, group, optimizer, seed, options=PLAIN_LEARNER):
+        self.group, self._seed, self._options = group, seed, options
+        dtype, memory_saving = options.dtype, options.memory_saving
+
+        def inference_net():
+            return initialize(make_net(), group.devices, mx.init.Zero(), dtype, memory_saving, inference=True)
+
         mx.random.seed(seed)
         self.net = initialize(make_net(), group.devices, INITIALIZER, dtype, memory_saving)
-        self.evaluation_net = self.net
-        if group.devices[0].device_type == "cpu":
-            self.evaluation_net = initialize(
-                make_net(), group.devices, mx.init.Zero(), dtype, memory_saving, inference=True
-            )
+        if options.accumulate > 1:
+            add_gradients_up(self.net)
+        self.evaluation_net = inference_net() if group.devices[0].device_type == "cpu" else self.net
         self._forward = Recomputation(self.net) if memory_saving else self.net
         self.trainer = group.trainer(self.net.collect_params(), *optimizer)
         loss_scale = LossScale() if "float16" in (dtype, group.gradient_dtype) else None
         self.state = TrainingState(self.net, self.trainer, group, loss_scale)
+        self._average = self.average_net = None
+        if options.ema is not None:
+            self._average, self.average_net = WeightAverage(self.net, options.ema), inference_net()
+            self.state.include("average", self._average.arrays)
 
     def step(self, examples, learning_rate, epoch, step):
-        """One update from a `data.mixup.Example` on each device.
+        """One update from a `data.mixup.Example` on each device, and where gradients are added up then of their next.
 
-        Returns {name: (images, sum over them)} of what was found of the images, for each device; none where gradients
+        Returns {name: (images, sum over them)} of what was found of the images, for each example; none where gradients
         overflowed, so that nothing was changed but the scale of the loss.
 
         Raises NotFinite on every process, with nothing changed, where a loss or a gradient is not finite.
@@ -84,7 +135,8 @@ class Learner:
         draw = generator(self._seed, "mxnet", epoch, step, self.group.rank)
         mx.random.seed(int(draw.integers(2**31)))
         self.trainer.set_learning_rate(learning_rate)
-        shares = [(example.images.astype(self._dtype, copy=False), example.smoothed) for example in examples]
+        dtype = self._options.dtype
+        shares = [(example.images.astype(dtype, copy=False), example.smoothed) for example in examples]
         scale = self.state.loss_scale
 
         def sums(outputs, losses):
@@ -95,30 +147,48 @@ class Learner:
             return [values.sum() for found in figures for values in found.values()]
 
         try:
-            _, losses, numbers = take_step(
-                self._forward, self.trainer, shares, self.group, scale.value if scale else 1.0, sums
-            )
+            options = StepOptions(scale.value if scale else 1.0, self._options.clip_grad)
+            _, losses, numbers = take_step(self._forward, self.trainer, shares, self.group, options, sums)
         except NotFinite as error:
             if scale and isinstance(error, GradientNotFinite) and scale.on_overflow():
                 return []
             raise NotFinite(f"{error}; {describe(shares)}; learning rate {learning_rate:g}") from None
         if scale:
             scale.on_good_step()
+        if self._average:
+            self._average.update(self.state.updates)
         names = ["loss", *TRAINING_METRICS]
         return [
-            {name: (len(loss), number) for name, number in zip(names, numbers[len(names) * device :])}
-            for device, loss in enumerate(losses)
+            {name: (len(loss), number) for name, number in zip(names, numbers[len(names) * share :])}
+            for share, loss in enumerate(losses)
         ]
 
-    def update_evaluation_net(self):
-        """Give the evaluation network the values of the one that trains, with the mean of all replicas' statistics."""
+    @property
+    def evaluation_nets(self):
+        """{what the names of its figures begin with: network} of all that are validated and saved."""
+        nets = {"": self.evaluation_net}
+        return {**nets, "ema_": self.average_net} if self._average else nets
+
+    def update_evaluation_nets(self):
+        """Give the evaluation network the values of the one that trains, with the mean of all replicas' statistics.
+
+        The average's network gets those of the average.
+        """
         self.state.average_statistics()
         if self.evaluation_net is not self.net:
             copy_parameters(self.net, self.evaluation_net)
+        if self._average:
+            self._average.copy_to(self.average_net)
+            forget_graph(self.average_net)
 
     def evaluate(self, loader, on_step):
-        """`validate` the evaluation network."""
-        return validate(self.evaluation_net, loader, self._dtype, self.group, on_step)
+        """`validate` all evaluation networks: {name: mean}."""
+        means = {}
+        for prefix, net in self.evaluation_nets.items():
+            net = mirror_averaged(net) if self._options.tta else net
+            found = validate(net, loader, self._options.dtype, self.group, on_step)
+            means.update((f"{prefix}{name}", mean) for name, mean in found.items())
+        return means
 
 
 def initialize(net, devices, initializer, dtype="float32", memory_saving=False, inference=False):
@@ -132,6 +202,13 @@ def initialize(net, devices, initializer, dtype="float32", memory_saving=False, 
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     hybridize(net, static=not memory_saving, inference=inference)
     return net
+
+
+def add_gradients_up(net):
+    """Let the backward passes of an initialized network add to its gradients, which each step begins at zero."""
+    for parameter in net.collect_params().values():
+        if parameter.grad_req == "write":
+            parameter.grad_req = "add"
 
 
 def copy_parameters(net, evaluation_net):
@@ -157,8 +234,22 @@ def train_step(net, trainer, shares, group):
     return outputs, losses
 
 
-def take_step(net, trainer, shares, group, scale=1.0, figures=lambda outputs, losses: []):
-    """`train_step` with the loss multiplied by ``scale`` for the backward pass, by which the update divides again.
+StepOptions = namedtuple("StepOptions", ["scale", "clip_grad"], defaults=[1.0, None])
+StepOptions.__doc__ = """What happens to the gradients of a step.
+
+scale : float
+    The loss is multiplied by it for the backward pass, and the update divides by it again.
+clip_grad : float or None
+    The largest norm that the gradient of the mean loss may have; a longer one is shortened to it.
+"""
+
+PLAIN_STEP = StepOptions()
+
+
+def take_step(net, trainer, shares, group, options=PLAIN_STEP, figures=lambda outputs, losses: []):
+    """`train_step` with `StepOptions`, and of more shares than devices where gradients are added up.
+
+    These are one share of each device, then the next one of each.
 
     The host waits once: for the loss and the gradients' norm, when all of the step but the update has been given to the
     engine, and for ``figures(outputs, losses)``, arrays of shape (1,). Returns their numbers too, as float32.
@@ -167,23 +258,33 @@ def take_step(net, trainer, shares, group, scale=1.0, figures=lambda outputs, lo
     at: after a NaN, ReLU gives zeros again, and the loss may well be finite while the gradient is not.
     """
     kept = KeptStatistics(trainer)
-    with autograd.record():
-        outputs = [net(images).astype("float32") for images, _ in shares]
-        losses = [target_loss(output, targets) for output, (_, targets) in zip(outputs, shares)]
-    autograd.backward(losses, [kept.head_gradient(loss, scale) for loss in losses])
-    if isinstance(net, Recomputation):
-        net.backward()
+    outputs, losses = [], []
+    for parameter in trainer._params:
+        if parameter.grad_req == "add":
+            parameter.zero_grad()
+    for first in range(0, len(shares), len(group.devices)):
+        batch = shares[first : first + len(group.devices)]
+        with autograd.record():
+            outputs += [net(images).astype("float32") for images, _ in batch]
+            losses += [target_loss(output, targets) for output, (_, targets) in zip(outputs[first:], batch)]
+        autograd.backward(losses[first:], [kept.head_gradient(loss, options.scale) for loss in losses[first:]])
+        if isinstance(net, Recomputation):
+            net.backward()
     images = group.size * sum(len(loss) for loss in losses)
     try:
         trainer.allreduce_grads()
         loss = mx.nd.add_n(*(loss.sum().as_in_context(group.devices[0]) for loss in losses))
         found = [array.as_in_context(group.devices[0]) for array in figures(outputs, losses)]
         loss, (squares, *numbers) = group.agree(loss, [squared_norm(trainer), *found])
-        check_finite(loss / images, math.sqrt(squares))
+        norm = math.sqrt(squares)
+        check_finite(loss / images, norm)
     except (NotFinite, WorkerLost):
         kept.restore()
         raise
-    trainer.update(images * scale)
+    divisor = images * options.scale
+    if options.clip_grad is not None:
+        divisor = max(divisor, norm / options.clip_grad)
+    trainer.update(divisor)
     return outputs, losses, numbers
 
 
@@ -250,6 +351,14 @@ def describe(shares):
     least, most = min(i.min().asscalar() for i in images), max(i.max().asscalar() for i in images)
     mean = sum(i.mean().asscalar() for i in images) / len(images)
     return f"its images go from {least:.4g} to {most:.4g}, mean {mean:.4g}"
+
+
+def mirror_averaged(net):
+    """A function of images (N, 3, H, W) that gives the mean of a network's logits of them and of their mirror images.
+
+    Test-time augmentation in its simplest form, as Krizhevsky et al. (2012, section 4.1) have it beside crops.
+    """
+    return lambda images: (net(images) + net(images.flip(axis=3))) / 2
 
 
 def validate(net, loader, dtype, group, on_step=lambda images: None, on_output=lambda batch, output: None):

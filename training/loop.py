@@ -37,7 +37,7 @@ def fit(learner, run, loaders, transform, learning_rate, epochs):
         for epoch in range(run.progress.epoch, epochs):
             run.on_step_end()
             train_means = train_epoch(learner, run, train, transform, learning_rate)
-            learner.update_evaluation_net()
+            learner.update_evaluation_nets()
             val_means, val_seconds = validate_epoch(learner, run, validation)
             figures = {
                 "epoch": epoch + 1,  # people count from 1
@@ -86,7 +86,7 @@ def train_epoch(learner, run, loader, transform, learning_rate):
 def validate_epoch(learner, run, loader):
     """(The validation's means, {name: mean}; the seconds it took)."""
     started = time.monotonic()
-    with run.progress_bar(loader.steps, "validation") as bar:
+    with run.progress_bar(loader.steps * len(learner.evaluation_nets), "validation") as bar:
 
         def on_step(images):
             bar.step(images)

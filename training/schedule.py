@@ -3,17 +3,28 @@
 Another curve is a function and a line in `CURVES`.
 """
 
+from collections import namedtuple
+
 from gluoncv.utils import LRScheduler, LRSequential
 
-__all__ = ["CURVES", "learning_rates"]
+__all__ = ["CURVES", "Falls", "learning_rates"]
 
 WARMUP_START = 0.01  # of the full rate
-STEP_FACTOR = 0.1
+
+Falls = namedtuple("Falls", ["at", "factor"], defaults=[(), 0.1])
+Falls.__doc__ = """When mode "step" falls, and to which part of the rate before.
+
+at : sequence of number
+    Epochs from the beginning of the training, or for a curve the steps after warm-up.
+factor : float
+"""
+
+NO_FALLS = Falls()
 
 
 def step_curve(lr, steps, falls):
-    """The rate falls to a tenth at each of the steps ``falls``."""
-    return _scheduler("step", steps, base_lr=lr, step_iter=falls, step_factor=STEP_FACTOR)
+    """The rate falls at each of the `Falls`."""
+    return _scheduler("step", steps, base_lr=lr, step_iter=falls.at, step_factor=falls.factor)
 
 
 def cosine_curve(lr, steps, falls):
@@ -21,11 +32,11 @@ def cosine_curve(lr, steps, falls):
     return _scheduler("cosine", steps, base_lr=lr, target_lr=0)
 
 
-# Each takes the full rate, the steps after warm-up, and those of them at which --lr-steps says that the rate falls.
+# Each takes the full rate, the steps after warm-up, and the `Falls` in these.
 CURVES = {"step": step_curve, "cosine": cosine_curve}
 
 
-def learning_rates(mode, lr, epochs, steps_per_epoch, warmup_epochs=0, lr_steps=()):
+def learning_rates(mode, lr, epochs, steps_per_epoch, warmup_epochs=0, falls=NO_FALLS):
     """A function from the step (0 is the first) to the learning rate.
 
     Parameters
@@ -37,11 +48,11 @@ def learning_rates(mode, lr, epochs, steps_per_epoch, warmup_epochs=0, lr_steps=
     epochs, warmup_epochs : number
         In all, and of them with a rate that rises linearly from a hundredth of ``lr``; fewer than all.
     steps_per_epoch : int
-    lr_steps : sequence of number
-        Epochs at which mode "step" falls, counted from the beginning of the training.
+    falls : Falls
+        Of mode "step".
     """
     warmup_steps = round(warmup_epochs * steps_per_epoch)
-    falls = [round(epoch * steps_per_epoch) - warmup_steps for epoch in lr_steps]
+    falls = falls._replace(at=[round(epoch * steps_per_epoch) - warmup_steps for epoch in falls.at])
     curve = CURVES[mode](lr, epochs * steps_per_epoch - warmup_steps, falls)
     if not warmup_steps:
         return LRSequential([curve])

@@ -41,6 +41,10 @@ class TrainingState:
                 for number, arrays in enumerate(zip(*self._optimizer_arrays(parameter))):
                     self._shared[f"optimizer/{name}/{number}"] = arrays
 
+    def include(self, kind, arrays):
+        """Save and restore further arrays too: {name: NDArray}, the same on all processes."""
+        self._shared.update((f"{kind}/{name}", [array]) for name, array in arrays.items())
+
     def _optimizer_arrays(self, parameter):
         """A parameter's optimizer arrays, a list for each device; made as the first update would if there are none."""
         index = self._trainer._param2idx[parameter.name]

@@ -14,7 +14,7 @@ __all__ = ["Exports"]
 class Exports:
     """Writes a run's parameters to ``folder``: last.params, best.params and epoch-NNNN.params, in float32 always.
 
-    What they are of goes to network.json beside them.
+    The average of the weights has last-ema.params and so on. What they are of goes to network.json beside them.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Exports:
         self._network_file = NetworkFile(folder, description)
 
     @in_own_thread
-    def save(self, net, epoch, best_epoch, accuracy):
+    def save(self, net, epoch, best_epoch, accuracy, suffix=""):
         """Save what an epoch ended with, all names that are due to it.
 
         Parameters
@@ -40,14 +40,17 @@ class Exports:
             Count from 1.
         accuracy : float or None
             Of the epoch's validation, if known.
+        suffix : str
+            Of the names, before ".params".
 
         Raises UserError where a file cannot be written.
         """
-        names = ["last.params"]
+        stems = ["last"]
         if epoch == best_epoch:
-            names.append("best.params")
+            stems.append("best")
         if self._save_period and epoch % self._save_period == 0:
-            names.append(f"epoch-{epoch:04d}.params")
+            stems.append(f"epoch-{epoch:04d}")
+        names = [f"{stem}{suffix}.params" for stem in stems]
         # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
         with open(os.memfd_create("params"), "w+b") as memory:
             path = f"/proc/self/fd/{memory.fileno()}"

@@ -125,17 +125,24 @@ def curve_name(column, metric_name):
     if split not in ("train", "val"):
         return "learning_rate" if column == "lr" else column
     names = {"metric": metric_name.replace(" ", "_"), "top5": "top5_accuracy"}
-    return f"{names.get(figure, figure)}/{'train' if split == 'train' else 'validation'}"
+    if figure.startswith("ema_"):  # of the weights' average
+        figure, split = figure.removeprefix("ema_"), "validation_ema"
+    else:
+        split = "train" if split == "train" else "validation"
+    return f"{names.get(figure, figure)}/{split}"
 
 
 def epoch_line(row, metric_name, epochs):
     """An epoch's figures as one line that aligns with those of other epochs."""
-    widths = {"train_loss": "7.4f", "val_loss": "7.4f", "lr": ".2e"}
+    widths = {"train_loss": "7.4f", "val_loss": "7.4f", "val_ema_loss": "7.4f", "lr": ".2e"}
     names = {
         "train_metric": metric_name,
         "val_loss": "validation loss",
         "val_accuracy": "accuracy",
         "val_top5": "top-5",
+        "val_ema_loss": "EMA loss",
+        "val_ema_accuracy": "EMA accuracy",
+        "val_ema_top5": "EMA top-5",
     }
     figures = [
         f"{names.get(column, column.replace('_', ' '))} {value:{widths.get(column, '.4f')}}"

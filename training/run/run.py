@@ -154,7 +154,7 @@ class Run:
         share = f" (step {then['step']}/{then['steps']} of then)" if then["steps"] != progress.steps else ""
         self._logger.info(f"resumed at {self.where()}{share}, from {self._resumed.checkpoint.path}")
         if progress.epoch and progress.step == 0:  # what follows an epoch's checkpoint may not have been written
-            learner.update_evaluation_net()
+            learner.update_evaluation_nets()
             self._export(learner)
 
     def progress_bar(self, steps, title=None, done=0):
@@ -224,7 +224,8 @@ class Run:
         self._logger.epoch(figures, metric_name)
         if self._options.viz_period and figures["epoch"] % self._options.viz_period == 0:
             self._picture_attention(learner.evaluation_net, figures["epoch"])
-        self.progress.finish_epoch(figures["val_accuracy"])
+        # where there is an average of the weights, it is what decides which epoch is the best
+        self.progress.finish_epoch(figures.get("val_ema_accuracy", figures["val_accuracy"]))
         self._save()
         self._export(learner)
 
@@ -265,9 +266,13 @@ class Run:
 
     def _export(self, learner):
         progress = self.progress
-        if self._group.is_main_process:
-            accuracy = progress.accuracy if progress.accuracy >= 0 else None
-            self._exports.save(learner.evaluation_net, progress.epoch, progress.best_epoch, accuracy)
+        if not self._group.is_main_process:
+            return
+        accuracy = progress.accuracy if progress.accuracy >= 0 else None
+        if learner.average_net is not None:
+            self._exports.save(learner.average_net, progress.epoch, progress.best_epoch, accuracy, "-ema")
+            accuracy = None  # that was the average's
+        self._exports.save(learner.evaluation_net, progress.epoch, progress.best_epoch, accuracy)
 
     def _resume_command(self):
         """What to type to go on."""

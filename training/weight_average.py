@@ -1,0 +1,59 @@
+"""A moving average of a network's weights, which often classifies better than the last ones."""
+
+import mxnet as mx
+
+__all__ = ["WeightAverage"]
+
+GROUP = 50  # arrays in one call of an operator that has room for 60
+
+
+class WeightAverage:
+    """The exponential moving average of a network's parameters and of batch normalization's statistics.
+
+    The statistics are averaged like the weights, as those of the last weights would not fit the average's maps. At the
+    start the decay is lower, (1 + n) / (10 + n) after n updates, so that the average soon forgets the first weights.
+
+    Parameters
+    ----------
+    net : HybridBlock
+        Initialized. Its first device's replica is averaged.
+    decay : float
+        Of the average at each update, from 0 to below 1.
+
+    Attributes
+    ----------
+    arrays : dict
+        {name of the parameter as in the .params files: NDArray, float32}.
+    """
+
+    def __init__(self, net, decay):
+        self._decay = decay
+        self._values = {name: p.data(p.list_ctx()[0]) for name, p in net._collect_params_with_prefix().items()}
+        self.arrays = {name: value.astype("float32") for name, value in self._values.items()}
+
+    def update(self, updates):
+        """Follow the network after its update number ``updates``, which counts from 1."""
+        rate = 1 - min(self._decay, (1 + updates) / (10 + updates))
+        names = list(self.arrays)
+        for first in range(0, len(names), GROUP):
+            pairs = [
+                (self.arrays[name], self._values[name].astype("float32", copy=False))
+                for name in names[first : first + GROUP]
+            ]
+            # SGD's update with the gradient -value, weight decay 1 and the rate 1 - decay: average - rate * (average -
+            # value), for many arrays in one call
+            mx.nd.multi_sgd_update(
+                *(array for pair in pairs for array in pair),
+                lrs=[rate] * len(pairs),
+                wds=[1.0] * len(pairs),
+                rescale_grad=-1.0,
+                num_weights=len(pairs),
+                out=[average for average, _ in pairs],
+            )
+        if self._values[names[0]].context.device_type == "cpu":
+            mx.nd.waitall()  # a CPU's next backward pass changes statistics without the engine knowing who reads them
+
+    def copy_to(self, net):
+        """Give another network of this kind the average's values."""
+        for name, parameter in net._collect_params_with_prefix().items():
+            parameter.set_data(self.arrays[name].astype(parameter.dtype, copy=False))
