@@ -56,6 +56,8 @@ SLOW = {
     "test_resume.py::test_a_path_is_a_run_or_one_of_its_checkpoints",
     "test_resume.py::test_a_stopped_run_ends_as_one_that_was_not",
     "test_runtime.py::test_mxnet_runs_with_the_thread_count_that_was_prepared",
+    "test_experiments.py::test_a_stopped_experiment_goes_on_and_ends_in_a_table",
+    "test_sanity.py",
     "test_signals.py::test_a_second_ctrl_c_leaves_a_whole_checkpoint",
     "test_signals.py::test_a_signal_saves_and_says_how_to_go_on",
     "test_summary.py::test_the_table_ends_in_the_published_figures",

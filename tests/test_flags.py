@@ -71,7 +71,7 @@ BAD_FLAGS = [
     ["--warmup-epochs", "200"],
     ["--float16"],
     ["--batch", "8"],
-    ["--cutout", "0"],
+    ["--cutout", "-1"],
     ["--cutout", "8", "--random-erasing", "0.5"],
     ["--random-erasing", "1.5"],
     ["--label-noise", "1"],
@@ -224,6 +224,7 @@ def test_recipes_of_the_small_images_are_the_published_ones(monkeypatch):
     assert (tricks.mix_up, tricks.warmup_epochs, tricks.lr_mode) == (1, 10, "cosine")
     assert best.lr * 256 / best.lr_per == 0.4
     assert (best.cutout, best.no_wd, best.epochs - best.mix_up_off_epochs) == (16, True, 200)
+    assert parsed("--recipe", "best", "--cutout", "0", "--random-erasing", "0.5").random_erasing == 0.5
     assert (parsed("--recipe", "best", "--epochs", "10").epochs, best.settings["recipe"]) == (10, "best")
 
 

@@ -142,7 +142,7 @@ def make_erasing(cutout, probability, size):
 
     Raises UserError for a square that leaves nothing.
     """
-    if cutout is None:
+    if not cutout:
         return None if probability is None else RandomErasing(probability, size)
     if cutout >= size:
         raise UserError(f"--cutout {cutout} leaves nothing of images of {size}x{size}")

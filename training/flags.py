@@ -124,7 +124,11 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     )
     group.add_argument("--limit", type=positive_int, help="use the first LIMIT images of each split only, for trials")
     group.add_argument(
-        "--cutout", type=positive_int, metavar="SIZE", help="hide a square of SIZE pixels of every training image"
+        "--cutout",
+        type=non_negative_int,
+        default=0,
+        metavar="SIZE",
+        help="hide a square of SIZE pixels of every training image; 0 is none",
     )
     group.add_argument(
         "--random-erasing",
@@ -379,8 +383,8 @@ def parse_arguments(parser, argv=None):
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     _check_network(parser, args)
-    if args.cutout is not None and args.random_erasing is not None:
-        parser.error("--cutout and --random-erasing: choose one")
+    if args.cutout and args.random_erasing is not None:
+        parser.error("--cutout and --random-erasing: choose one; --cutout 0 is none, whatever --recipe says")
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}

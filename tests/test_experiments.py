@@ -1,0 +1,108 @@
+"""Comparisons of variants: their flags, their plan, stopping and going on, their table."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from base.errors import UserError
+from scripts import experiments
+from scripts.experiments import EXPERIMENTS, SCALES, Trial, Variant, error_table, finished, plan, report, train_all
+from tests.conftest import ROOT, wait_until
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_variant_is_a_training_of_its_own(name, scale):
+    trials = plan(name, scale, seeds=2)
+    assert len(trials) == 2 * len(EXPERIMENTS[name][scale]) == len({trial.run for trial in trials})
+    assert {trial.seed for trial in trials[: len(trials) // 2]} == {1}
+    settings = [experiments.training_flags(trial.flags).settings for trial in trials]
+    assert len({str(setting) for setting in settings}) == len(trials)
+    assert {trial.epochs for trial in trials} == {200 if scale == "full" else 10}
+
+
+def test_a_plan_is_printed_with_its_hours():
+    command = [sys.executable, "-m", "scripts.experiments", "mask", "--dry-run", "--seeds", "1", "--jobs", "1"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    *commands, last = process.stdout.splitlines()
+    assert len(commands) == 3 and all("cifar10_train.py --run-name mask-small-" in line for line in commands)
+    # 10 epochs of 1,500 images and, at a third, as many in validation, at 46 images/s: 7 minutes a training
+    hours = float(last.split("about ")[1].split(" ")[0])
+    assert 0.3 <= hours <= 0.4
+
+
+def write_csv(folder, run, accuracies):
+    (folder / "text").mkdir(exist_ok=True)
+    with open(folder / "text" / f"{run}.csv", "w", newline="") as file:
+        rows = [(epoch, accuracy, 36.0) for epoch, accuracy in enumerate(accuracies, start=1)]
+        csv.writer(file).writerows([("epoch", "val_accuracy", "seconds"), *rows])
+
+
+def test_the_table_has_means_and_deviations_of_the_last_epochs(tmp_path, capsys):
+    easy, hard = Variant("easy", "", 5.0), Variant("hard", "")
+    trials = [Trial(f"{v.name}-{seed}", v, seed, [], 2) for seed in (1, 2) for v in (easy, hard)]
+    for run, accuracies in {
+        "easy-1": [0.5, 0.9], "easy-2": [0.95, 0.8], "hard-1": [0.1, 0.2], "hard-2": [0.1, 0.2],
+    }.items():  # fmt: skip
+        write_csv(tmp_path, run, accuracies)
+    report("name", "full", trials, tmp_path)
+    table = (tmp_path / "name-full.md").read_text()
+    assert "| easy | 2 | 15.00 ± 7.07 | 5.00 |" in table and "| hard | 2 | 80.00 ± 0.00 |  |" in table
+    assert table in capsys.readouterr().out
+    rows = (tmp_path / "name-full.csv").read_text().split()
+    assert rows[:3] == ["variant,seed,error,best_error,hours", "easy,1,10.0,10.0,0.02", "hard,1,80.0,80.0,0.02"]
+    assert "easy,2,20.0,5.0,0.02" in rows
+    assert (tmp_path / "name-full.png").read_bytes().startswith(b"\x89PNG")
+    assert "± " not in error_table({easy: [1.0]})
+
+
+def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path):
+    trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
+    write_csv(tmp_path, "run-1", [0.5, 0.6])
+    write_csv(tmp_path, "run-2", [0.5])
+    (tmp_path / "params" / "run-2" / "checkpoint-000004").mkdir(parents=True)
+    assert [bool(finished(trial, tmp_path)) for trial in trials] == [True, False, False]
+    commands = []
+
+    def run(command, environment, output):
+        commands.append(command[2:4])
+        output.write_text("error: no luck\n")
+        return 2 if command[3] == "run-3" else 0
+
+    place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
+    with pytest.raises(UserError, match="run-3 ended with status 2: error: no luck"):
+        train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
+    assert commands == [["--resume", "run-2"], ["--run-name", "run-3"]]
+
+
+def test_a_stopped_experiment_goes_on_and_ends_in_a_table(tmp_path, real_images):
+    program = (
+        "import sys\n"
+        "from scripts import experiments\n"
+        "from scripts.experiments import Variant, main\n"
+        "experiments.SCALES['small'] = '--limit 16 --batch-size 4 --epochs 2 --save-period 0 --checkpoint-minutes 0'\n"
+        "variants = [Variant('se', '--unit se'), Variant('none', '--mask none')]\n"
+        "experiments.EXPERIMENTS['mask'] = {'small': variants}\n"
+        f"sys.argv = ['experiments', 'mask', '--seeds', '1', '--jobs', '1', '--data-dir', {str(real_images)!r}, "
+        f"'--log-dir', {str(tmp_path)!r}]\n"
+        "from base.errors import run_command\n"
+        "run_command(main)\n"
+    )
+    command = [sys.executable, "-c", program]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "params" / "mask-small-se-1"
+    assert wait_until(lambda: any(folder.glob("checkpoint-000002"))), first.communicate()
+    os.kill(first.pid, signal.SIGTERM)
+    output, errors = first.communicate(timeout=120)
+    assert (first.returncode, output, errors) == (143, "stopped; the same command goes on\n", "")
+    assert not (tmp_path / "params" / "mask-small-none-1").exists()
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert second.returncode == 0, second.stderr
+    assert "resumed at" in (tmp_path / "text" / "mask-small-se-1.log").read_text()
+    assert "| se | 1 |" in second.stdout and "| none | 1 |" in second.stdout
+    assert (tmp_path / "mask-small.png").is_file()
