@@ -67,7 +67,7 @@ def draw(signals, path):
     axes.set(xlabel="attention modules in each stage", ylabel="mean of the last features", ylim=(0, None))
     axes.set_title("A new network's signal")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower left")
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
