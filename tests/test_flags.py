@@ -9,6 +9,7 @@ import pytest
 
 from base.errors import UserError
 from data.datasets import photographs, small_images
+from tests.conftest import ROOT
 from training.flags import ATTENTIONS, LEARNINGS, MASKS, UNITS, parse_arguments, training_parser
 from training.run.checkpoint import Checkpoints
 
@@ -100,7 +101,7 @@ def test_help_gives_every_flag_a_sentence_and_imports_nothing_heavy():
         "except SystemExit: pass\n"
         "assert not {'mxnet', 'numpy', 'nvidia'} & set(sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for group in ("data:", "network and devices:", "optimization:", "mixing:", "logs and saved parameters:"):
         assert group in shown
     parser = training_parser("test", datasets=["cifar10"])

@@ -1,6 +1,7 @@
 """scripts/install_byteps.sh and install_horovod.sh say in one line, with exit status 2, what a machine lacks."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def write_script(path, text):
 
 
 def write_python(checkout, mxnet="mxnet==1.9.1"):
-    write_script(checkout / ".venv" / "bin" / "python", PYTHON.format(mxnet=mxnet, python=sys.executable))
+    write_script(checkout / ".venv" / "bin" / "python", PYTHON.format(mxnet=mxnet, python=shlex.quote(sys.executable)))
 
 
 def write_compiler(tmp_path, without="nothing"):

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -458,7 +459,7 @@ def script(tmp_path, environ, monkeypatch):
     tools = {
         f"scripts/{name}.sh": f"#!/bin/sh\necho {name}\n" for name in ("setup", "install_byteps", "install_horovod")
     }
-    tools[".venv/bin/python"] = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    tools[".venv/bin/python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
     tools[".venv/bin/horovodrun"] = f"#!{sys.executable}\n{SHOW}"
     for name, text in tools.items():
         tool = tmp_path / name
