@@ -6,10 +6,12 @@ import functools
 
 from base.errors import UserError, run_command
 from base.flags import (
+    MOST_CLASSES,
     OneLineParser,
+    bounded_float,
+    bounded_int,
     fraction,
     non_negative_float,
-    positive_fraction,
     positive_int,
 )
 from base.runtime import prepare_mxnet
@@ -58,12 +60,14 @@ def flags():
     group = parser.add_argument_group("ImageNet")
     group.add_argument("--recipe", **choice)
     group.add_argument(
-        "--classes", type=positive_int, help="number of classes (default: what the data set says, or 1000)"
+        "--classes",
+        type=bounded_int(MOST_CLASSES),
+        help="number of classes (default: what the data set says, or 1000)",
     )
     group.add_argument("--input-size", type=positive_int, default=224, help="height and width the network sees")
     group.add_argument(
         "--crop-ratio",
-        type=positive_fraction,
+        type=bounded_float(0.1, 1),
         default=0.875,
         help="share of the short side that the centre crop of validation has",
     )
@@ -114,8 +118,7 @@ def main():
 
     check_depth("imagenet", args.num_layers)
     if not AttentionNet.takes(args.input_size):
-        step = AttentionNet.size_step
-        raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
+        raise UserError(f"--input-size {args.input_size}: choose {AttentionNet.sizes()}")
     with join_group(args) as group:
         trained = load_for_evaluation(args, group.devices, photographs) if args.eval_only else None
         dataset = group.main_process_first(functools.partial(open_photographs, args))
