@@ -13,6 +13,7 @@ from training.flags import (
     parse_arguments,
     training_parser,
 )
+from training.threads import choose_threads
 
 
 def main():
@@ -23,7 +24,8 @@ def main():
     args = parse_arguments(parser)
     check_evaluation_flags(parser, args)
 
-    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
+    threads = choose_threads(args.num_gpus, args.resumed)
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
     from training.commands import evaluate, join_group, load_for_evaluation, network_fields, train
     from training.network_file import check_depth, describe, make_network
 

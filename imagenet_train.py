@@ -23,6 +23,7 @@ from training.flags import (
     parse_arguments,
     training_parser,
 )
+from training.threads import choose_threads
 
 # Epochs of 1,281,167 images. The paper (arXiv 1704.06904, section 4.2) has rate 0.1, divided by 10 after 200,000,
 # 400,000 and 500,000 of 530,000 iterations, and no batch size. An author had 32 images a card (github.com/fwang91/
@@ -111,7 +112,8 @@ def main():
     if args.unit == RESNET:
         parser.error(f"--model {RESNET} is for 32x32 images: cifar10_train.py has it")
 
-    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
+    threads = choose_threads(args.num_gpus, args.resumed)
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
     from model import AttentionNet
     from training.commands import evaluate, join_group, load_for_evaluation, network_fields, train
     from training.network_file import check_depth, describe

@@ -13,6 +13,7 @@ import pytest
 from mxnet.gluon import nn
 
 from base.errors import Diverged, UserError
+from base.runtime import thread_count
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import TargetTransform
 from scripts.torture import figures
@@ -403,6 +404,21 @@ def test_other_devices_are_said_with_what_they_change(tmp_path, digits, capsys):
     train(tmp_path, digits, "--resume", "run", devices=2, share=8)
     said = [line for line in capsys.readouterr().out.splitlines() if "workers x devices" in line]
     assert len(said) == 1 and "a step has 16 images instead of 8" in said[0] and "rate is the same" in said[0]
+
+
+def test_other_threads_are_said_and_as_many_are_not(tmp_path, digits, capsys, monkeypatch):
+    threads = thread_count()
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 1)))
+    assert f"run run on cpu(0) with {threads} threads: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, "--resume", "run", interrupt=stop_at((0, 2)))
+    assert "threads: " not in capsys.readouterr().out
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads + 1))
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, "--resume", "run", interrupt=stop_at((0, 3)))
+    said = [line for line in capsys.readouterr().out.splitlines() if "threads: " in line]
+    assert len(said) == 1 and said[0].startswith(f"threads: {threads + 1} instead of {threads}; ")
 
 
 def test_as_many_devices_and_strangers_are_nothing_to_say():
