@@ -410,7 +410,7 @@ def test_other_threads_are_said_and_as_many_are_not(tmp_path, digits, capsys, mo
     threads = thread_count()
     with pytest.raises(SystemExit):
         train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 1)))
-    assert f"run run on cpu(0) with {threads} threads: " in capsys.readouterr().out
+    assert f"run run on cpu(0) with threads={threads}: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         train(tmp_path, digits, "--resume", "run", interrupt=stop_at((0, 2)))
     assert "threads: " not in capsys.readouterr().out

@@ -36,9 +36,10 @@ def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=
         return None
     then = resumed.checkpoint.facts.get("threads") if resumed else None
     cores = cores or real_core_count()
-    idle = max(1, cores - busy()) if cores > 1 else 1
+    taken = min(busy(), cores) if cores > 1 else 0
+    idle = max(1, cores - taken)
     threads = then if type(then) is int and 0 < then <= cores else idle
-    others = f"others keep {cores - idle} or more of {cores} cores busy: " if idle < cores else ""
+    others = f"others keep {taken} of {cores} cores busy: " if taken else ""
     override = "OMP_NUM_THREADS chooses another number (docs/speed.md)"
     if threads > idle:
         _say(f"{others}{_count(threads)} as before, for the same bits, but fewer would be faster; {override}")

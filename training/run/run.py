@@ -137,7 +137,7 @@ class Run:
             for said in filter(None, changes):
                 self._logger.info(said)
         else:
-            self._begin(loader, transform, f" with {threads} threads" if threads else "")
+            self._begin(loader, transform, f" with threads={threads}" if threads else "")
 
     def _begin(self, loader, transform, threads):
         flags = "  ".join(f"{name}={value}" for name, value in self._settings.items())
