@@ -13,6 +13,7 @@ from training.flags import (
     parse_arguments,
     training_parser,
 )
+from training.threads import choose_threads
 
 # The flags' own defaults are the paper's recipe (arXiv 1704.06904, section 4.1) in epochs: batch 64, rate 0.1, divided
 # by 10 after 64,000 and 96,000 of 160,000 iterations. The tricks are those of the 0.9650 that the README names, whose
@@ -50,7 +51,8 @@ def main():
     args = parse_arguments(parser)
     check_evaluation_flags(parser, args)
 
-    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
+    threads = choose_threads(args.num_gpus, args.resumed)
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
     from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe
 

@@ -4,7 +4,7 @@
 import functools
 
 from base.errors import UserError, run_command
-from base.flags import fraction, non_negative_float, positive_fraction, positive_int
+from base.flags import MOST_CLASSES, bounded_float, bounded_int, fraction, non_negative_float, positive_int
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
 from training.flags import (
@@ -14,6 +14,7 @@ from training.flags import (
     parse_arguments,
     training_parser,
 )
+from training.threads import choose_threads
 
 # Epochs of 1,281,167 images. The paper (arXiv 1704.06904, section 4.2) has rate 0.1, divided by 10 after 200,000,
 # 400,000 and 500,000 of 530,000 iterations, and no batch size. An author had 32 images a card (github.com/fwang91/
@@ -42,12 +43,14 @@ def flags():
     parser = training_parser(__doc__, datasets=list(photographs), recipes=RECIPES, data_dir="./data/sets/imagenet")
     group = parser.add_argument_group("ImageNet")
     group.add_argument(
-        "--classes", type=positive_int, help="number of classes (default: what the data set says, or 1000)"
+        "--classes",
+        type=bounded_int(MOST_CLASSES),
+        help="number of classes (default: what the data set says, or 1000)",
     )
     group.add_argument("--input-size", type=positive_int, default=224, help="height and width the network sees")
     group.add_argument(
         "--crop-ratio",
-        type=positive_fraction,
+        type=bounded_float(0.1, 1),
         default=0.875,
         help="share of the short side that the centre crop of validation has",
     )
@@ -68,15 +71,15 @@ def main():
     if args.unit == RESNET:
         parser.error(f"--model {RESNET} is for 32x32 images: cifar10_train.py has it")
 
-    prepare_mxnet(use_gpus=args.num_gpus > 0)  # everything below imports MXNet
+    threads = choose_threads(args.num_gpus, args.resumed)
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
     from model import AttentionNet
     from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe
 
     check_depth("imagenet", args.num_layers)
     if not AttentionNet.takes(args.input_size):
-        step = AttentionNet.size_step
-        raise UserError(f"--input-size {args.input_size}: choose a multiple of {step} above {step}")
+        raise UserError(f"--input-size {args.input_size}: choose {AttentionNet.sizes()}")
     with join_group(args) as group:
         trained = load_for_evaluation(args, group.devices, photographs) if args.eval_only else None
         dataset = group.main_process_first(functools.partial(open_photographs, args))

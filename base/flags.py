@@ -8,8 +8,12 @@ from base.errors import UserError
 from base.text import one_line
 
 __all__ = [
+    "MOST_CLASSES",
     "HelpFormatter",
     "OneLineParser",
+    "batch_size",
+    "bounded_float",
+    "bounded_int",
     "choose",
     "file_name",
     "fraction",
@@ -21,6 +25,12 @@ __all__ = [
     "positive_int",
     "positive_ints",
 ]
+
+
+# What a flag's number may be where it is not 0: MXNet takes float32, and schedules multiply and divide.
+SMALLEST, LARGEST = 1e-9, 1e9
+LONGEST_LIST = 20
+MOST_CLASSES = 2**24  # a record's label is a float32, which has the whole numbers up to here
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -56,28 +66,52 @@ def _number(text, convert, accepts, meaning):
     raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
 
 
+def bounded_int(most, least=1):
+    """A flag's type: a whole number from ``least`` to ``most``."""
+    meaning = f"a whole number from {least} to {most}"
+    return lambda text: _number(text, int, lambda value: least <= value <= most, meaning)
+
+
+def batch_size(text):
+    return bounded_int(2**16)(text)
+
+
 def positive_int(text):
-    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+    return _number(text, int, lambda value: 0 < value < 2**31, "a whole number above 0")
 
 
 def non_negative_int(text):
     return _number(text, int, lambda value: 0 <= value < 2**31, "a whole number from 0 on")
 
 
+def bounded_float(least, most):
+    """A flag's type: a number from ``least`` to ``most``."""
+    return lambda text: _number(
+        text, float, lambda value: least <= value <= most, f"a number from {least:g} to {most:g}"
+    )
+
+
 def positive_float(text):
-    return _number(text, float, lambda value: value > 0, "a number above 0")
+    return bounded_float(SMALLEST, LARGEST)(text)
 
 
 def non_negative_float(text):
-    return _number(text, float, lambda value: value >= 0, "a number from 0 on")
+    return _number(
+        text,
+        float,
+        lambda value: value == 0 or SMALLEST <= value <= LARGEST,
+        f"0 or a number from {SMALLEST:g} to {LARGEST:g}",
+    )
 
 
 def fraction(text):
-    return _number(text, float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+    return _number(
+        text, float, lambda value: value == 0 or SMALLEST <= value < 1, f"0 or a number from {SMALLEST:g} to below 1"
+    )
 
 
 def positive_fraction(text):
-    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+    return bounded_float(SMALLEST, 1)(text)
 
 
 def increasing_numbers(text):
@@ -85,12 +119,14 @@ def increasing_numbers(text):
     numbers = [positive_float(part) for part in text.split(",")] if text else []
     if numbers != sorted(set(numbers)):
         raise argparse.ArgumentTypeError(f"{text!r} does not rise from number to number")
+    if len(numbers) > LONGEST_LIST:
+        raise argparse.ArgumentTypeError(f"{len(numbers)} numbers are more than {LONGEST_LIST}")
     return numbers
 
 
 def positive_ints(text):
-    """ "2,2,2" as [2, 2, 2]."""
-    return [positive_int(part) for part in text.split(",")]
+    """ "2,2,2" as [2, 2, 2]; none of them above 100."""
+    return [bounded_int(100)(part) for part in text.split(",")]
 
 
 def file_name(text):

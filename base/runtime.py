@@ -13,16 +13,19 @@ above the first import that reaches MXNet. This module itself imports nothing he
 import ctypes
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
 from base.errors import UserError
 from base.gpus import NVRTC_DRIVER, check_driver, check_gpu, gpus
+from base.text import one_line
 
-__all__ = ["THREAD_VARIABLES", "prepare_mxnet", "real_core_count"]
+__all__ = ["THREAD_VARIABLES", "cores_of", "prepare_mxnet", "real_core_count", "thread_count"]
 
 # Either of these is the user's own choice of a thread count.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
+MOST_THREADS = 1024
 
 # What libmxnet.so of mxnet-cu112 is linked against, as NVIDIA's wheels place it in site-packages/nvidia,
 # each after what it needs itself. The parts that cuDNN and NVRTC open later (libcudnn_ops_infer.so.8,
@@ -41,12 +44,12 @@ _CUDA_LIBRARIES = (
 )
 
 
-def prepare_mxnet(environ=os.environ, use_gpus=True):
+def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None):
     """Set MXNet's thread count and load its CUDA libraries, before MXNet is imported.
 
-    OMP_NUM_THREADS becomes real_core_count() unless the user has set it or MXNET_OMP_MAX_THREADS. By default
-    MXNet takes half the visible cores, on the assumption that they are hyper-threads; where they are not,
-    that halves its throughput.
+    OMP_NUM_THREADS becomes ``threads``, by default real_core_count(), unless the user has set it or
+    MXNET_OMP_MAX_THREADS. By default MXNet takes half the visible cores, on the assumption that they are
+    hyper-threads; where they are not, that halves its throughput.
 
     MXNET_CPU_TEMP_COPY becomes 1 unless the user has set it: MXNet would keep four work spaces for its operators,
     each as large as the largest, of which one at a time is used.
@@ -66,17 +69,19 @@ def prepare_mxnet(environ=os.environ, use_gpus=True):
         another mapping may serve a process yet to be started.
     use_gpus : bool
         Whether the GPUs and their driver must be such as MXNet runs on.
+    threads : int, optional
 
-    Raises UserError where MXNet has already been imported with another thread count, and where it is a CUDA build and
-    the NVIDIA driver is missing, a CUDA library cannot be loaded, or the driver or a GPU is too old or too new.
+    Raises UserError where the user's thread count is none, where MXNet has already been imported with another one, and
+    where it is a CUDA build and the NVIDIA driver is missing, a CUDA library cannot be loaded, or the driver or a GPU
+    is too old or too new.
     """
-    user_decided = any(environ.get(name) for name in THREAD_VARIABLES)
+    user_decided = _check_thread_variables(environ)
     if "mxnet" in sys.modules:
-        if not user_decided and real_core_count() != _default_thread_count():
+        if not user_decided and (threads or real_core_count()) != _default_thread_count():
             raise UserError("prepare_mxnet() must run before mxnet is imported: it sets OMP_NUM_THREADS")
         return
     if not user_decided:
-        environ["OMP_NUM_THREADS"] = str(real_core_count())
+        environ["OMP_NUM_THREADS"] = str(threads or real_core_count())
     environ.setdefault("MXNET_CPU_TEMP_COPY", "1")
     site_packages = _cuda_build_location()
     if site_packages is not None:
@@ -100,13 +105,33 @@ def real_core_count(root="/", cpus=None):
     cpus : iterable of int, optional
         The numbers of the logical CPUs to count; those of this process's affinity mask by default.
     """
-    root = Path(root)
     if cpus is None:
         cpus = os.sched_getaffinity(0)
+    return max(1, min([len(cores_of(cpus, root)), *_cpu_quotas(Path(root))]))
+
+
+def cores_of(cpus, root="/"):
+    """The numbers of logical CPUs, those of a core in a list of their own."""
     # All hyper-threads of a core name the same siblings; a CPU without a readable topology counts as a core.
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    cores = {_read(root / topology.format(cpu)) or f"cpu{cpu}" for cpu in cpus}
-    return max(1, min([len(cores), *_cpu_quotas(root)]))
+    cores = {}
+    for cpu in cpus:
+        cores.setdefault(_read(Path(root, topology.format(cpu))) or f"cpu{cpu}", []).append(cpu)
+    return list(cores.values())
+
+
+def thread_count(environ=os.environ):
+    """With how many threads MXNet computes on the CPU, after `prepare_mxnet`."""
+    return int(next(filter(None, map(environ.get, THREAD_VARIABLES)), _default_thread_count()))
+
+
+def _check_thread_variables(environ):
+    """Whether the user has chosen a thread count. Raises UserError where it is one that ends MXNet's import."""
+    chosen = {name: environ[name] for name in THREAD_VARIABLES if environ.get(name)}
+    for name, value in chosen.items():
+        if not re.fullmatch("[0-9]{1,9}", value) or not 0 < int(value) <= MOST_THREADS:
+            raise UserError(f"{name}={one_line(value)}: give a whole number from 1 to {MOST_THREADS}")
+    return bool(chosen)
 
 
 def _default_thread_count():

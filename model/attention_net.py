@@ -48,10 +48,10 @@ class AttentionNet(nn.HybridBlock):
         Residual unit class, one of `model.units.units`.
     variant : model.attention.AttentionVariant
 
-    Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 on; 224 in the paper.
+    Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 to 8192; 224 in the paper.
     """
 
-    size_step = 32
+    size_step, largest_size = 32, 8192
     stem_channels = 64
     channels = (256, 512, 1024, 2048)
 
@@ -116,14 +116,19 @@ class AttentionNet(nn.HybridBlock):
     @classmethod
     def takes(cls, size):
         """Whether images may have a height or width of ``size``."""
-        return size % cls.size_step == 0 and size > cls.size_step
+        return size % cls.size_step == 0 and cls.size_step < size <= cls.largest_size
+
+    @classmethod
+    def sizes(cls):
+        """What `takes` accepts, in words."""
+        return f"a multiple of {cls.size_step} above {cls.size_step}, at most {cls.largest_size}"
 
 
 class AttentionNetCifar(AttentionNet):
     """Residual attention network for 32x32 input: the same with half the channels and a stem that keeps the size.
 
     Parameters are those of `AttentionNet`. Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 8
-    from 16 on; 32 in the paper.
+    from 16 to 8192; 32 in the paper.
     """
 
     size_step = 8

@@ -8,7 +8,7 @@ from math import prod
 import mxnet as mx
 
 from base.errors import UserError, run_command
-from base.flags import HelpFormatter, OneLineParser, choose, positive_int
+from base.flags import MOST_CLASSES, HelpFormatter, OneLineParser, bounded_int, choose, positive_int
 from model.attention_net import AttentionNet, AttentionNetCifar, attention_net_spec
 from model.units import units
 
@@ -137,13 +137,14 @@ def main():
     parser.add_argument("--cifar", action="store_true", help="the network for 32x32 images")
     parser.add_argument("--unit", choices=list(units), default="bottleneck", help="residual unit")
     parser.add_argument("--input-size", type=positive_int, help="height and width (default: 224, and 32 with --cifar)")
-    parser.add_argument("--classes", type=positive_int, help="classes (default: 1000, and 10 with --cifar)")
+    classes_help = "classes (default: 1000, and 10 with --cifar)"
+    parser.add_argument("--classes", type=bounded_int(MOST_CLASSES), help=classes_help)
     args = parser.parse_args()
     network, size, classes = (AttentionNetCifar, 32, 10) if args.cifar else (AttentionNet, 224, 1000)
     size, classes = args.input_size or size, args.classes or classes
     stages = choose("--num-layers", args.num_layers, attention_net_spec)
     if not network.takes(size):
-        raise UserError(f"--input-size {size}: choose a multiple of {network.size_step} above {network.size_step}")
+        raise UserError(f"--input-size {size}: choose {network.sizes()}")
     net = network(classes, *stages, unit=units[args.unit])
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # head and less may close the pipe early
     for line in table(net, (1, 3, size, size)):

@@ -11,7 +11,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
 from base.errors import UserError, run_command
-from base.flags import HelpFormatter, OneLineParser, positive_int
+from base.flags import HelpFormatter, OneLineParser, batch_size, positive_int
 from base.runtime import prepare_mxnet
 
 # Input size by default, and what others must be multiples of and at least.
@@ -27,7 +27,7 @@ def parse_arguments():
     parser = OneLineParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--net", choices=list(SIZES), default="cifar", help="family of the network")
     parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
-    parser.add_argument("--batch-size", "-b", type=positive_int, default=64, help="images a step")
+    parser.add_argument("--batch-size", "-b", type=batch_size, default=64, help="images a step")
     parser.add_argument("--input-size", type=positive_int, help="pixels (default: 32 for cifar, 224 for imagenet)")
     parser.add_argument("--rounds", type=positive_int, default=5, help="measurements of each thing, taken in turns")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

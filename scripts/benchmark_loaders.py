@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from base.errors import UserError, run_command
-from base.flags import HelpFormatter, OneLineParser, positive_float, positive_int
+from base.flags import HelpFormatter, OneLineParser, batch_size, positive_float, positive_int
 from base.runtime import prepare_mxnet
 
 LOADERS = ("this project", "ImageRecordIter", "Gluon DataLoader")
@@ -104,7 +104,7 @@ def main():
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="holds train.rec and train.idx")
     parser.add_argument("--cores", type=positive_int, default=1, help="cores each loader may use")
-    parser.add_argument("--batch-size", "-b", type=positive_int, default=32, help="images a batch")
+    parser.add_argument("--batch-size", "-b", type=batch_size, default=32, help="images a batch")
     parser.add_argument("--rounds", type=positive_int, default=3, help="turns of each loader")
     parser.add_argument("--seconds", type=positive_float, default=5, help="of a turn, at least")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -10,7 +10,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
 from base.errors import UserError, run_command
-from base.flags import HelpFormatter, OneLineParser, non_negative_int, positive_int
+from base.flags import HelpFormatter, OneLineParser, batch_size, non_negative_int, positive_int
 from base.runtime import prepare_mxnet
 from scripts.benchmark import SIZES
 from training.flags import training_parser
@@ -26,7 +26,7 @@ def parse_arguments():
     )
     parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
     parser.add_argument("--num-gpus", type=non_negative_int, default=0, help="GPUs of each worker; 0 is the CPU")
-    parser.add_argument("--batch-size", "-b", type=positive_int, default=16, help="images a step, for each device")
+    parser.add_argument("--batch-size", "-b", type=batch_size, default=16, help="images a step, for each device")
     parser.add_argument("--steps", type=positive_int, default=5, help="measurements of each thing, taken in turns")
     parser.add_argument("--gradient-compression", choices=["none", "fp16"], default="none", help="how gradients travel")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the script is run by its path
 
 from base.errors import UserError, run_command, stop_signals
-from base.flags import OneLineParser, non_negative_int, positive_int
+from base.flags import OneLineParser, bounded_int, non_negative_int, positive_int
 from base.output import lasting_output
 from base.processes import die_with
 from base.runtime import THREAD_VARIABLES, real_core_count
@@ -56,6 +56,8 @@ ALLOWED = {None: {"num_gpus"}, "scheduler": {"interface"}, "server": {"interface
 
 # A scheduler's or server's whole life is the import, in which Python would never come to see a Ctrl-C.
 SERVE = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import byteps.server"
+
+MOST_GPUS = 1024  # of a machine
 
 PATIENCE = 8  # seconds in which the others may save a checkpoint when one has died
 TICK = 0.02  # seconds between looks at the processes
@@ -90,7 +92,7 @@ def parse_arguments():
     )
     parser.add_argument(
         "--num-gpus",
-        type=non_negative_int,
+        type=bounded_int(MOST_GPUS, least=0),
         help="workers to start, one a GPU; 0 starts one for the CPU (default: as many as NVIDIA_VISIBLE_DEVICES names)",
     )
     group = parser.add_argument_group("more than one machine")
@@ -164,6 +166,8 @@ def address_of_host(name):
         return socket.gethostbyname(name)
     except OSError as error:
         raise UserError(f"--scheduler {name}: {error.strerror}") from error
+    except UnicodeError:
+        raise UserError(f"--scheduler {name} is no name of a host") from None
 
 
 def address_of_interface(name):

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from base.errors import UserError, run_command
-from base.flags import HelpFormatter, OneLineParser, positive_int
+from base.flags import HelpFormatter, OneLineParser, batch_size, positive_int
 from base.runtime import prepare_mxnet
 from base.text import one_line
 
@@ -25,7 +25,7 @@ def parse_arguments():
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images of any size, or folders of them")
     parser.add_argument("--top", type=positive_int, default=5, help="classes to name for each image")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one a line")
-    parser.add_argument("--batch-size", "-b", type=positive_int, default=32, help="images at a time")
+    parser.add_argument("--batch-size", "-b", type=batch_size, default=32, help="images at a time")
     parser.add_argument(
         "--attention", type=Path, metavar="DIR", help="draw what the network attends to in each image, as PNG"
     )

@@ -36,6 +36,27 @@ def test_the_newest_two_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000003", "checkpoint-000004"]
 
 
+@pytest.mark.parametrize("stranger", ["checkpoint-000003", "checkpoint-000003.new", "checkpoint-000003.old"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_a_name_that_something_else_has_is_stepped_over(tmp_path, stranger, kind):
+    checkpoints = save_some(tmp_path, 2)
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / stranger
+    if kind == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to("elsewhere" if kind == "link" else "nowhere")
+    for number in (3, 4):
+        checkpoint, damaged = checkpoints.newest_whole()
+        assert (checkpoint.facts["number"], damaged) == (number - 1, [])
+        checkpoints.save(ARRAYS, {"number": number}, checkpoint.path)
+    kept = ["checkpoint-000004", "checkpoint-000005", "elsewhere", stranger]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    assert not any((tmp_path / "elsewhere").iterdir())
+    named = [path] if path.suffix == "" else []
+    assert checkpoints.strangers() == named
+
+
 def damage(path, how):
     arrays, manifest = path / "arrays.bin", path / "manifest.json"
     if how == "flipped byte":

@@ -149,6 +149,16 @@ def stopped(tmp_path_factory, digits):
     return folder
 
 
+def test_what_only_has_a_checkpoints_name_is_said_and_stepped_over(stopped, tmp_path, digits, undisturbed, capsys):
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    stranger = folder / "params" / "run" / "checkpoint-000099"
+    stranger.write_text("mine")
+    train(folder, digits, "--resume", "run")
+    assert f"{stranger} is no checkpoint's folder: it is left alone" in capsys.readouterr().out.splitlines()
+    assert results(folder, "run") == undisturbed and stranger.read_text() == "mine"
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_files_of_a_run_that_somebody_changed_are_named_and_no_row_is_lost(
     stopped, tmp_path, digits, undisturbed, change, capsys

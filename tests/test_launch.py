@@ -406,7 +406,8 @@ def test_what_listens_is_not_waited_for(launch, environ):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--num-gpus", "-1", "true"], "'-1' is not a whole number from 0 on"),
+        (["--num-gpus", "-1", "true"], "'-1' is not a whole number from 0 to 1024"),
+        (["--num-gpus", "2147483647", "true"], "'2147483647' is not a whole number from 0 to 1024"),
         (["--num-gpu", "1", "true"], "unrecognized arguments: --num-gpu"),
         (["--num-gpus", "1"], "one machine needs COMMAND"),
         (["--num-gpus", "1", "--workers", "2", "true"], "--workers is not for one machine"),
@@ -420,6 +421,8 @@ def test_what_listens_is_not_waited_for(launch, environ):
         (["--role", "server", *SEVERAL[:-1], "host"], "'host' is no HOST:PORT"),
         (["--role", "server", *SEVERAL[:-1], "127.0.0.1:65536"], "'127.0.0.1:65536' is no HOST:PORT"),
         (["--role", "server", *SEVERAL[:-1], "no.such.host.invalid:9000"], "no.such.host.invalid: "),
+        (["--role", "server", *SEVERAL[:-1], "a..b:9000"], "--scheduler a..b is no name of a host"),
+        (["--role", "server", *SEVERAL[:-1], f"{'a' * 300}:9000"], "is no name of a host"),
         (["--role", "server", *SEVERAL, "--interface", "none0"], "--interface none0 has no IPv4 address"),
         (["--role", "server", *SEVERAL[:-1], "192.0.2.1:9000"], "--interface lo cannot be reached from"),
         (["--role", "scheduler", *SEVERAL[:-1], "192.0.2.1:9000"], "but --interface lo has the address 127.0.0.1"),
@@ -460,7 +463,8 @@ def script(tmp_path, environ, monkeypatch):
         f"scripts/{name}.sh": f"#!/bin/sh\necho {name}\n" for name in ("setup", "install_byteps", "install_horovod")
     }
     tools[".venv/bin/python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
-    tools[".venv/bin/horovodrun"] = f"#!{sys.executable}\n{SHOW}"
+    tools[".venv/bin/horovodrun"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$0.py" "$@"\n'
+    tools[".venv/bin/horovodrun.py"] = SHOW
     for name, text in tools.items():
         tool = tmp_path / name
         tool.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import pytest
 from mxnet.gluon import nn
 
 from base.errors import Diverged, UserError
+from base.runtime import thread_count
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import TargetTransform
 from scripts.torture import figures
@@ -377,7 +378,7 @@ def test_nothing_in_a_checkpoint_is_a_path_that_is_written(stopped, digits, tmp_
 def test_a_loss_that_is_not_finite_stops_with_the_state_before_it(tmp_path, digits):
     said = r"epoch 1/3, step \d/5: the (loss|gradient's norm) is (nan|inf); its images .*rate"
     with pytest.raises(Diverged, match=said) as raised:
-        train(tmp_path, digits, *FLAGS, "--lr-mode", "step", "--lr", 1e18, "--run-name", "run")
+        train(tmp_path, digits, *FLAGS, "--lr-mode", "step", "--lr", 1e9, "--run-name", "run")
     assert raised.value.status == 3 and "\n" not in str(raised.value)
     checkpoint, _ = Checkpoints(tmp_path / "params" / "run").newest_whole()
     assert str(checkpoint.path) in str(raised.value)
@@ -423,6 +424,21 @@ def test_other_devices_are_said_with_what_they_change(tmp_path, digits, capsys):
     train(tmp_path, digits, "--resume", "run", devices=2, share=8)
     said = [line for line in capsys.readouterr().out.splitlines() if "workers x devices" in line]
     assert len(said) == 1 and "a step has 16 images instead of 8" in said[0] and "rate is the same" in said[0]
+
+
+def test_other_threads_are_said_and_as_many_are_not(tmp_path, digits, capsys, monkeypatch):
+    threads = thread_count()
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 1)))
+    assert f"run run on cpu(0) with threads={threads}: " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, "--resume", "run", interrupt=stop_at((0, 2)))
+    assert "threads: " not in capsys.readouterr().out
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads + 1))
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, "--resume", "run", interrupt=stop_at((0, 3)))
+    said = [line for line in capsys.readouterr().out.splitlines() if "threads: " in line]
+    assert len(said) == 1 and said[0].startswith(f"threads: {threads + 1} instead of {threads}; ")
 
 
 def test_as_many_devices_and_strangers_are_nothing_to_say():

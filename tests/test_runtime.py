@@ -126,6 +126,13 @@ def test_the_users_thread_count_and_work_spaces_are_kept(mxnet_not_imported, cho
     assert environ == {**chosen, "MXNET_CPU_TEMP_COPY": "2"}
 
 
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS"])
+@pytest.mark.parametrize("value", ["abc", "4,2", "0", "-1", " 2", "2.0", "100000", "9" * 30, "\u0662"])
+def test_a_thread_count_that_would_end_mxnets_import_is_named(mxnet_not_imported, variable, value):
+    with pytest.raises(UserError, match=f"{variable}=.*whole number from 1 to 1024"):
+        prepare_mxnet({variable: value})
+
+
 def test_too_late_is_an_error_only_where_it_makes_a_difference(monkeypatch):
     monkeypatch.setitem(sys.modules, "mxnet", types.ModuleType("mxnet"))
     monkeypatch.setattr(runtime, "real_core_count", lambda: 4)

@@ -69,9 +69,17 @@ def test_maps_shrink_from_stage_to_stage():
 
 
 @pytest.mark.parametrize(
-    "flags, words", [(["--num-layers", "57"], "452"), (["--input-size", "100"], "32"), (["--unit", "vgg"], "resnext")]
+    "flags, words",
+    [
+        (["--num-layers", "57"], "452"),
+        (["--input-size", "100"], "32"),
+        (["--input-size", "1000000"], "at most 8192"),
+        (["--cifar", "--input-size", "10000000"], "at most 8192"),
+        (["--classes", "2147483648"], "from 1 to 16777216"),
+        (["--unit", "vgg"], "resnext"),
+    ],
 )
 def test_what_there_is_no_table_of_is_refused_in_one_line(flags, words):
     process = summary(*flags)
     assert process.returncode == 2 and process.stderr.count("\n") == 1
-    assert flags[0] in process.stderr and words in process.stderr
+    assert flags[-2] in process.stderr and words in process.stderr

@@ -12,6 +12,8 @@ from base.errors import UserError
 from base.flags import (
     HelpFormatter,
     OneLineParser,
+    batch_size,
+    bounded_int,
     file_name,
     fraction,
     increasing_numbers,
@@ -120,7 +122,7 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         "--data-dir", default="./data/sets", help="folder of the data sets; CIFAR is fetched there if missing"
     )
     group.add_argument(
-        "--workers", "-j", type=positive_int, default=2, help="CPU threads that decode images, for each device"
+        "--workers", "-j", type=bounded_int(256), default=2, help="CPU threads that decode images, for each device"
     )
     group.add_argument("--limit", type=positive_int, help="use the first LIMIT images of each split only, for trials")
     group.add_argument(
@@ -212,7 +214,7 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
 
     group = parser.add_argument_group("optimization")
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
-    group.add_argument("--batch-size", "-b", type=positive_int, default=64, help="images a step, for each device")
+    group.add_argument("--batch-size", "-b", type=batch_size, default=64, help="images a step, for each device")
     group.add_argument(
         "--optimizer", choices=list(OPTIMIZERS), default="nag", help="SGD with Nesterov's or with plain momentum"
     )

@@ -147,7 +147,7 @@ ACCEPTS = {
     "input_size": lambda value: type(value) is int and 0 < value < 1 << 14,
     "mean": partial(_is_colour, least=-math.inf),
     "std": partial(_is_colour, least=0),
-    "crop_ratio": lambda value: type(value) in (int, float) and 0 < value <= 1,
+    "crop_ratio": lambda value: type(value) in (int, float) and 0.1 <= value <= 1,
     "dataset": _is_name,
     "modules": lambda value: value is None or _is_modules(value),
     "attention": lambda value: isinstance(value, str) and value in attentions,

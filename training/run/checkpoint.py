@@ -8,6 +8,7 @@ runs no code from it, whoever made it. Imports nothing heavy.
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 
@@ -20,6 +21,7 @@ __all__ = ["Checkpoint", "Checkpoints"]
 
 FORMAT_VERSION = 1
 ARRAYS, MANIFEST = "arrays.bin", "manifest.json"
+NEW, OLD = ".new", ".old"  # of a checkpoint that is being written, or removed
 DTYPES = ("float16", "float32")
 
 
@@ -94,8 +96,16 @@ class Checkpoints:
 
     def paths(self):
         """All checkpoints' folders, newest first."""
+        return [path for path in self._named() if path.is_dir() and not path.is_symlink()]
+
+    def strangers(self):
+        """What has a checkpoint's name and is no folder. It is left alone, and the name is not used."""
+        return [path for path in self._named() if path.is_symlink() or not path.is_dir()]
+
+    def _named(self):
+        """All paths with a checkpoint's name, newest first."""
         numbered = [(_number(path), path) for path in self._folder.glob("checkpoint-*")]
-        return [path for number, path in sorted(numbered, reverse=True) if number and not path.is_symlink()]
+        return [path for number, path in sorted(numbered, reverse=True) if number]
 
     def newest_whole(self):
         """(`Checkpoint`, the damaged ones that are newer, a line each).
@@ -128,8 +138,8 @@ class Checkpoints:
         Returns its path. Raises UserError where it cannot be written; what was there then still is.
         """
         others = self.paths()
-        path = self._folder / f"checkpoint-{_number(others[0]) + 1 if others else 1:06d}"
-        new = path.with_name(path.name + ".new")
+        path = self._free_path(_number(others[0]) + 1 if others else 1)
+        new = path.with_name(path.name + NEW)
         try:
             with writing(new):
                 new.mkdir()
@@ -154,10 +164,18 @@ class Checkpoints:
                 _remove(other)
         return path
 
+    def _free_path(self, number):
+        """The first path from a number on that nothing has yet, not under the names for writing and removing either."""
+        while True:
+            path = self._folder / f"checkpoint-{number:06d}"
+            if not any(os.path.lexists(f"{path}{suffix}") for suffix in ("", NEW, OLD)):
+                return path
+            number += 1
+
     def tidy(self):
         """Remove what a process that was killed while it wrote to the folder has left."""
-        for pattern in ("checkpoint-*.new", "checkpoint-*.old"):
-            for path in self._folder.glob(pattern):
+        for suffix in (NEW, OLD):
+            for path in self._folder.glob(f"checkpoint-*{suffix}"):
                 shutil.rmtree(path, ignore_errors=True)
         for pattern in ("*.params.new", "*.json.new"):
             for path in self._folder.glob(pattern):
@@ -166,14 +184,14 @@ class Checkpoints:
 
 def _number(path):
     """A checkpoint's number, from 1 on; 0 for any other path."""
-    match = re.fullmatch(r"checkpoint-(\d{6,12})", path.name)
+    match = re.fullmatch(r"checkpoint-([0-9]{6,})", path.name)
     return int(match[1]) if match else 0
 
 
 def _remove(path):
     """Remove a checkpoint under another name: killed half-way, this leaves no half checkpoint."""
     with writing(path):
-        old = path.rename(path.with_name(path.name + ".old"))
+        old = path.rename(path.with_name(path.name + OLD))
         shutil.rmtree(old)
 
 

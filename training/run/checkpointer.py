@@ -25,7 +25,7 @@ class Checkpointer:
     group : training.distributed.process_group.SingleProcess
     facts : dict
         What every checkpoint says of the training besides, JSON values: "settings", its flags, "data", what
-        identifies its images, and "devices", on how many it ran.
+        identifies its images, "devices", on how many it ran, and "threads", of the CPU it ran on.
     minutes : float
         Between the checkpoints within an epoch.
 
@@ -67,7 +67,8 @@ class Checkpointer:
             return []
         self._checkpoints.tidy()
         self.path = checkpoint.path
-        return [*resumed.damaged, *self._files.restore(resumed.written)]
+        strangers = [f"{path} is no checkpoint's folder: it is left alone" for path in self._checkpoints.strangers()]
+        return [*resumed.damaged, *strangers, *self._files.restore(resumed.written)]
 
     def save(self):
         """Write a checkpoint, unless the last one is of this very step."""

@@ -8,6 +8,7 @@ import sys
 
 from base.errors import Diverged, UserError, WorkerLost
 from base.output import lasting_output
+from base.runtime import thread_count
 from training.network_file import NetworkDescription
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
@@ -17,7 +18,7 @@ from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
 from training.run.signals import StopSignals
 
-__all__ = ["Run", "RunOptions", "what_changes"]
+__all__ = ["Run", "RunOptions", "other_threads", "what_changes"]
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
@@ -121,7 +122,8 @@ class Run:
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
         devices = {"workers": self._group.size, "devices": len(self._group.devices), "images": loader.batch_size}
-        facts = {"settings": self._settings, "data": data, "devices": devices}
+        threads = thread_count() if self._group.devices[0].device_type == "cpu" else None
+        facts = {"settings": self._settings, "data": data, "devices": devices, "threads": threads}
         self._checkpointer = Checkpointer(
             self._files, learner.state, self.progress, self._group, facts, self._options.checkpoint_minutes
         )
@@ -130,17 +132,19 @@ class Run:
             self._exports = Exports(self._files.params, self._options.save_period, self._options.network)
         if self._resumed:
             self._restore(learner)
-            if said := what_changes(self._resumed.checkpoint.facts.get("devices"), devices):
+            then = self._resumed.checkpoint.facts
+            changes = what_changes(then.get("devices"), devices), other_threads(then.get("threads"), threads)
+            for said in filter(None, changes):
                 self._logger.info(said)
         else:
-            self._begin(loader, transform)
+            self._begin(loader, transform, f" with threads={threads}" if threads else "")
 
-    def _begin(self, loader, transform):
+    def _begin(self, loader, transform, threads):
         flags = "  ".join(f"{name}={value}" for name, value in self._settings.items())
         workers = f" in {self._group.size} workers" if self._group.size > 1 else ""
         if self._group.is_main_process:
             devices = ", ".join(map(str, self._group.devices))
-            self._logger.info(f"run {self._files.name} on {devices}{workers}: {flags}")
+            self._logger.info(f"run {self._files.name} on {devices}{workers}{threads}: {flags}")
             first_batch, *_ = next(loader.epoch(0))
             self._logger.images(transform(first_batch).images, loader.dataset)
         self._checkpointer.save()
@@ -280,6 +284,16 @@ class Run:
         elsewhere = [] if log_dir == DEFAULT_LOG_DIR else ["--log-dir", log_dir]
         command = shlex.join(["python3", sys.argv[0], "--resume", self._files.name, *elsewhere])
         return command if self._group.size == 1 else f"{command} (by the same launcher)"
+
+
+def other_threads(then, now):
+    """A line about a run that goes on on a CPU with other threads than a checkpoint says, None for as many."""
+    if type(then) is not int or now is None or then == now:
+        return None
+    return (
+        f"threads: {now} instead of {then}; sums in another order end in other last bits than an undisturbed run's "
+        f"(OMP_NUM_THREADS={then} keeps them)"
+    )
 
 
 def what_changes(then, now):

@@ -1,0 +1,60 @@
+"""How many threads a training computes with. Imports nothing heavy.
+
+OpenMP's threads wait for each other awake. Where other processes keep cores busy, as many threads as cores cost a
+multiple of the time (docs/speed.md has it measured), so a training takes as many as there are idle cores.
+"""
+
+import os
+
+from base.crowd import busy_cores
+from base.output import lasting_output
+from base.runtime import THREAD_VARIABLES, real_core_count
+from training.distributed.launcher import launch_info
+
+__all__ = ["choose_threads"]
+
+
+def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=busy_cores):
+    """The number of threads to compute with on a CPU, said in a line where it is not that of all cores.
+
+    A run that is gone on with has as many as before where there are cores for them: as many give the same bits.
+
+    Parameters
+    ----------
+    num_gpus : int
+    resumed : training.run.resume.Resumed, optional
+        What to go on with.
+    environ : mapping
+    cores : int, optional
+        That this process may use; `base.runtime.real_core_count` by default.
+    busy : callable
+        Says how many of them others keep busy.
+
+    Returns None on GPUs, and where the user or a launcher has chosen.
+    """
+    if num_gpus or any(environ.get(name) for name in THREAD_VARIABLES) or launch_info(environ).engine != "none":
+        return None
+    then = resumed.checkpoint.facts.get("threads") if resumed else None
+    cores = cores or real_core_count()
+    taken = min(busy(), cores) if cores > 1 else 0
+    idle = max(1, cores - taken)
+    threads = then if type(then) is int and 0 < then <= cores else idle
+    others = f"others keep {taken} of {cores} cores busy: " if taken else ""
+    override = "OMP_NUM_THREADS chooses another number (docs/speed.md)"
+    if threads > idle:
+        _say(f"{others}{_count(threads)} as before, for the same bits, but fewer would be faster; {override}")
+    elif threads != cores and threads == then:
+        _say(f"{others}{_count(threads)} of {cores} as before, for the same bits; {override}")
+    elif threads != cores:
+        speed = f"slower than {cores} on an idle machine and faster than {cores} here"
+        _say(f"{others}{_count(threads)}, {speed}; {override}")
+    return threads
+
+
+def _count(threads):
+    return f"computing with {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _say(line):
+    with lasting_output():
+        print(line, flush=True)
