@@ -1,12 +1,12 @@
 """Draw a run's accuracy and loss curves from its CSV: python -m scripts.plot_curves log/text/RUN.csv"""
 
-import argparse
 from pathlib import Path
 
 import matplotlib
 import pandas
 
 from base.errors import UserError, run_command
+from base.flags import OneLineParser
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
@@ -54,7 +54,7 @@ def plot_curves(csv, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = OneLineParser(description=__doc__.split(":")[0])
     parser.add_argument("csv", type=Path, help="log/text/RUN.csv")
     parser.add_argument("--out", type=Path, help="folder of the pictures (default: beside the CSV)")
     args = parser.parse_args()

@@ -3,7 +3,6 @@
 python -m scripts.torture --minutes 30
 """
 
-import argparse
 import random
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import UserError, run_command
-from base.flags import non_negative_float, non_negative_int, positive_int
+from base.flags import OneLineParser, non_negative_float, non_negative_int, positive_int
 from training.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +26,7 @@ PATIENCE = 600
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=non_negative_float, default=0, help="go on killing for so long at least")
     parser.add_argument("--kills", type=non_negative_int, default=25, help="kill at least so many processes")
     parser.add_argument("--epochs", type=positive_int, default=3, help="of six steps, in each training")

@@ -1,11 +1,19 @@
 """Damaged input of every kind the project reads ends in one clean line or in a correct result, and writes nowhere else.
 
-Each test looks at as many damaged inputs as its `settings` say: over 500 in all, the same ones every time.
+Each test looks at as many damaged inputs as it says: over 2,000 in all, the same ones every time. RAN_FUZZ=50 makes
+them fifty times as many, and others every time.
 """
 
+import argparse
 import contextlib
+import gzip
+import importlib
+import io
 import json
+import os
 import shutil
+import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,21 +21,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from base.errors import UserError
+from base.files import file_digest
 from data.cifar import cifar_archives, read_rows
+from data.download import unpack
+from data.folders import FolderImages
 from data.records import Records, ensure_records, write_records
 from scripts.plot_curves import plot_curves
+from tests.conftest import ROOT
 from tests.test_checkpoint import save_some
 from tests.test_records import Splits, some_images
 from tests.test_resume import FLAGS, snapshot, stop_at, train
+from training.distributed.launcher import launch_info
 from training.flags import UNITS, parse_arguments, training_parser
+from training.network_file import NETWORK_FILE, NetworkFile, describe, read_description, read_parameters
 from training.run.checkpoint import Checkpoint, Checkpoints
+
+TIMES = int(os.environ.get("RAN_FUZZ", "1"))
 
 
 def fuzzed(examples):
-    """As many examples as said, the same in every run."""
+    """As many examples as said, the same in every run, or a multiple of them."""
     return settings(
-        max_examples=examples,
-        derandomize=True,
+        max_examples=examples * TIMES,
+        derandomize=TIMES == 1,
         database=None,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -234,3 +250,163 @@ def test_a_manifest_of_many_levels_is_damage(tmp_path):
     (path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(ValueError):
         Checkpoint(path)
+
+
+@fuzzed(150)
+@given(damage=damages, packed=st.booleans())
+def test_archives(tmp_path, damage, packed):
+    """Damage to the compressed bytes, or to the archive before it is compressed."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in ("set/a.bin", "set/b.bin"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 600
+            tar.addfile(entry, io.BytesIO(bytes(600)))
+    content = content.getvalue()
+    archive = tmp_path / "set.tar.gz"
+    archive.write_bytes(
+        damaged(gzip.compress(content, mtime=0), damage) if packed else gzip.compress(damaged(content, damage))
+    )
+    folder = tmp_path / "out"
+    shutil.rmtree(folder, ignore_errors=True)
+    with one_line_at_most():
+        unpack(archive, ["set/a.bin", "set/b.bin"], folder)
+        assert sorted(path.name for path in folder.rglob("*.*")) == ["a.bin", "b.bin"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"set.tar.gz", "out"}
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= {"set", "set/a.bin", "set/b.bin"}
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory, digits):
+    """A folder with a small .params file and the network.json of it."""
+    import mxnet as mx
+
+    folder = tmp_path_factory.mktemp("described")
+    mx.nd.save(str(folder / "best.params"), {"weight": mx.nd.ones((2, 3)), "bias": mx.nd.zeros(3)})
+    digest = file_digest(folder / "best.params")
+    NetworkFile(folder, describe(digits, "cifar", 56, "bottleneck")).add(["best.params"], digest, 1, 0.5)
+    return folder
+
+
+@fuzzed(150)
+@given(damage=damages)
+def test_damaged_descriptions_of_networks(tmp_path, described, damage):
+    shutil.copytree(described, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / NETWORK_FILE
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    with one_line_at_most():
+        assert read_description(tmp_path / "best.params").depth > 0
+
+
+FIELDS = ["family", "depth", "unit", "classes", "input_size", "mean", "std", "crop_ratio", "dataset", "attention",
+          "learning", "mask", "modules", "further"]  # fmt: skip
+
+
+@fuzzed(250)
+@given(field=st.sampled_from(FIELDS), value=json_values)
+def test_descriptions_of_networks_that_a_stranger_made(tmp_path, described, field, value):
+    shutil.copytree(described, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / NETWORK_FILE
+    content = json.loads(path.read_text())
+    content["network"][field] = value
+    path.write_text(json.dumps(content))
+    with one_line_at_most():
+        assert read_description(tmp_path / "best.params").classes
+
+
+@fuzzed(150)
+@given(damage=damages, renamed=st.booleans())
+def test_parameter_files(tmp_path, described, damage, renamed):
+    """Under its own name a file of other bytes is not even opened; under another one MXNet reads what is in it."""
+    shutil.copytree(described, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / ("copy.params" if renamed else "best.params")
+    whole = (described / "best.params").read_bytes()
+    path.write_bytes(damaged(whole, damage))
+    with one_line_at_most():
+        read_description(path)
+        assert renamed or path.read_bytes() == whole
+        assert all(array.shape for array in read_parameters(path).values())
+
+
+LAUNCH = ["DMLC_ROLE", "DMLC_WORKER_ID", "BYTEPS_LOCAL_SIZE", "BYTEPS_LOCAL_RANK", "HOROVOD_RANK", "HOROVOD_SIZE"]
+counts = st.sampled_from(["worker", "server", "0", "1", "-1", "", "1e3", "9" * 5000, "\u0661"]) | st.text(max_size=5)
+
+
+@fuzzed(150)
+@given(environ=st.dictionaries(st.sampled_from(LAUNCH), counts))
+def test_what_a_launcher_says(environ):
+    with one_line_at_most():
+        assert launch_info(environ).rank >= 0
+
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=6).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) < 200
+)
+entries = st.dictionaries(
+    names | st.builds("{}.jpg".format, names),
+    st.sampled_from(["file", "folder", "link", "pipe", "upwards"]),
+    max_size=4,
+)
+
+
+@fuzzed(150)
+@given(classes=st.dictionaries(names, entries, max_size=3), beside=entries)
+def test_class_folders(tmp_path, classes, beside):
+    folder = tmp_path / "set"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for place, found in [*((folder / name, found) for name, found in classes.items()), (folder, beside)]:
+        place.mkdir(exist_ok=True)
+        for name, kind in found.items():
+            if os.path.lexists(place / name):
+                continue
+            if kind == "file":
+                (place / name).write_bytes(b"some bytes")
+            elif kind == "folder":
+                (place / name).mkdir()
+            elif kind == "pipe":
+                os.mkfifo(place / name)
+            else:
+                (place / name).symlink_to("nowhere" if kind == "link" else "..")
+    with one_line_at_most():
+        images = FolderImages(folder)
+        positions = np.arange(len(images))
+        assert [len(content) for content in images.encoded(positions)] == [10] * len(images)
+        assert set(images.labels(positions)) == set(range(len(set(images.labels(positions)))))
+
+
+class Parsed(Exception):
+    """A command line that was accepted; what it asks for is not done."""
+
+
+TOOLS = [
+    f"{path.parent.name}.{path.stem}"
+    for folder in ("scripts", "data", "model")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "def main()" in path.read_text()
+]
+tool_words = st.sampled_from(
+    ["--out", "--params", "--limit", "--num-gpus", "--seed", "--workers", "--batch-size", "--input-size", "--classes",
+     "--scheduler", "--kills", "--minutes", "--scale", "--jobs", "--images", "--count", "--top", "--json", "--help",
+     "0", "-1", "1e400", "nan", "64", "9" * 400, "learning", "a\nb", "--"]
+) | st.text(max_size=8)  # fmt: skip
+
+
+@fuzzed(400)
+@given(tool=st.sampled_from(TOOLS), command=st.lists(tool_words, max_size=5))
+def test_flags_of_the_tools(monkeypatch, capsys, tool, command):
+    module, parse = importlib.import_module(tool), argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, *arguments):
+        parse(parser, *arguments)
+        raise Parsed
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch, one_line_at_most(), contextlib.suppress(Parsed):
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        patch.setattr(sys, "argv", [tool, *command])
+        try:
+            module.main()
+        except SystemExit as ending:
+            said = capsys.readouterr()
+            assert (ending.code, said.err.count("\n")) == (2, 1) or (ending.code, said.err) == (0, "")  # --help

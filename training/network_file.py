@@ -31,6 +31,7 @@ from model import (
     units,
 )
 from model.attention import AttentionVariant, attentions, learnings, masks
+from training.params_format import check_layout
 
 __all__ = [
     "FAMILIES",
@@ -238,7 +239,6 @@ def read_description(params_path):
     if fitting:
         return dataclasses.replace(description, epoch=fitting[-1]["epoch"], accuracy=fitting[-1]["accuracy"])
     if any(entry["name"] == params_path.name for entry in entries):
-        read_parameters(params_path)  # which may know what is wrong with it
         raise UserError(
             f"{params_path} is damaged or was replaced: {NETWORK_FILE} beside it gives another checksum for that name"
         )
@@ -293,7 +293,10 @@ def read_parameters(params_path):
     """
     _params_digest(params_path)
     try:
+        check_layout(Path(params_path).read_bytes())
         loaded = mx.nd.load(str(params_path))
+    except OSError as error:
+        raise UserError(f"cannot read {params_path}: {error.strerror}") from None
     except mx.base.MXNetError as error:  # all but the end of its last line is of MXNet's source files
         reason = " ".join(str(error).rpartition(": ")[2].split())
         raise UserError(f"cannot read {params_path}: {reason}") from None

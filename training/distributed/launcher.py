@@ -25,9 +25,15 @@ def launch_info(environ=os.environ):
     try:
         if environ.get("DMLC_ROLE") == "worker":
             machine, local_size = int(environ["DMLC_WORKER_ID"]), int(environ["BYTEPS_LOCAL_SIZE"])
-            return LaunchInfo("byteps", machine * local_size + int(environ["BYTEPS_LOCAL_RANK"]))
+            return LaunchInfo("byteps", _rank(machine * local_size + int(environ["BYTEPS_LOCAL_RANK"])))
         if "HOROVOD_RANK" in environ:
-            return LaunchInfo("horovod", int(environ["HOROVOD_RANK"]))
+            return LaunchInfo("horovod", _rank(int(environ["HOROVOD_RANK"])))
     except (KeyError, ValueError) as error:
         raise UserError(f"the environment of a worker is incomplete: {error}; scripts/launch.py makes it") from None
     return LaunchInfo("none", 0)
+
+
+def _rank(number):
+    if number < 0:
+        raise ValueError(f"rank {number}")
+    return number
