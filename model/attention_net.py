@@ -67,6 +67,7 @@ class AttentionNet(nn.HybridBlock):
                 for _ in range(count):
                     self.features.add(AttentionModule(levels, channels, ptr, unit, variant))
                 in_channels = channels
+            self._stages_end = len(self.features)
             channels = self.channels[-1]
             self.features.add(unit(channels, in_channels, stride=2), unit_sequence(2, channels, unit))
             if not unit.activated:
@@ -112,6 +113,10 @@ class AttentionNet(nn.HybridBlock):
     def pieces(self):
         """The blocks that the network is when they run one after the other; each attention module is one."""
         return [*self.features, self.output]
+
+    def beginnings(self):
+        """How many of the `pieces` are the stem, the stem and the stages, and all but the classifier: {name: int}."""
+        return {"stem": 1, "stages": self._stages_end, "all-but-output": len(self.features)}
 
     @classmethod
     def takes(cls, size):

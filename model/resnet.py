@@ -39,6 +39,7 @@ class ResNetCifar(nn.HybridBlock):
                 self.features.add(unit(channels, in_channels, stride=1 if stage == 0 else 2))
                 self.features.add(unit_sequence(count - 1, channels, unit))
                 in_channels = channels
+            self._stages_end = len(self.features)
             self.features.add(NormReLU(in_channels), nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)
 
@@ -48,6 +49,10 @@ class ResNetCifar(nn.HybridBlock):
     def pieces(self):
         """The blocks that the network is when they run one after the other."""
         return [*self.features, self.output]
+
+    def beginnings(self):
+        """How many of the `pieces` are the stem, the stem and the stages, and all but the classifier: {name: int}."""
+        return {"stem": 1, "stages": self._stages_end, "all-but-output": len(self.features)}
 
     @classmethod
     def takes(cls, size):

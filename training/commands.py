@@ -13,6 +13,7 @@ from model.onednn import hybridize
 from model.units import start_as_shortcuts
 from training.distributed import process_group
 from training.evaluation import Findings, class_table, draw_findings
+from training.fine_tuning import FineTuning
 from training.flags import NETWORKS, RESNET
 from training.learner import Learner, LearnerOptions, mirror_averaged, validate
 from training.loop import fit
@@ -110,6 +111,7 @@ def train(make_net, description, dataset, group, args):
         epsilon=args.epsilon,
         seed=args.seed,
     )
+    make_net = FineTuning(make_net, None if args.resumed else args.init, args.freeze, description.classes)
     options = RunOptions(
         network=description,
         log_dir=args.log_dir,
@@ -121,6 +123,7 @@ def train(make_net, description, dataset, group, args):
         checkpoint_minutes=args.checkpoint_minutes,
         nan_action=args.nan_action,
         viz_period=args.viz_period,
+        origin=make_net.summary,
     )
     with Run(options, group, steps, args.settings, args.resumed) as run:
         if run.finished:

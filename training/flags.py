@@ -55,6 +55,9 @@ ATTENTIONS = ("mixed", "channel", "spatial")
 LEARNINGS = ("residual", "naive")
 MASKS = ("hourglass", "local", "none")
 
+# What of a network may stay as it is, as the networks' ``beginnings`` have it.
+FROZEN_PARTS = ("stem", "stages", "all-but-output")
+
 # A checkpoint holds all flags but these, which say where the run is and what else to do, and not how it trains.
 NOT_SETTINGS = ("resume", "run_name", "log_dir", "eval_only", "params", "out")
 
@@ -185,6 +188,17 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         help="half precision on GPUs; batch normalization, loss and update stay in float32",
     )
 
+    group.add_argument(
+        "--init",
+        metavar="FILE",
+        help="a .params file to start from: parameters that fit by name and shape are taken, the others start anew",
+    )
+    group.add_argument(
+        "--freeze",
+        choices=FROZEN_PARTS,
+        help="a part of the network that stays as it is in --init, with batch normalization's statistics: the stem, "
+        "the stages too, or all but the classifier",
+    )
     group.add_argument(
         "--memory-saving",
         action=argparse.BooleanOptionalAction,
@@ -387,6 +401,8 @@ def parse_arguments(parser, argv=None):
     _check_network(parser, args)
     if args.cutout and args.random_erasing is not None:
         parser.error("--cutout and --random-erasing: choose one; --cutout 0 is none, whatever --recipe says")
+    if args.freeze is not None and args.init is None:
+        parser.error("--freeze needs --init: a part that never learned anything would stay so")
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}

@@ -14,7 +14,7 @@ from training.averages import Averages
 from training.loss_scale import LossScale
 from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
-from training.state import TrainingState
+from training.state import TrainingState, is_statistic
 from training.weight_average import WeightAverage
 
 __all__ = [
@@ -300,8 +300,8 @@ class KeptStatistics:
     """
 
     def __init__(self, trainer):
-        frozen = [parameter.list_data() for parameter in trainer._params if parameter.grad_req == "null"]
-        self._values = {values[0].context: values for values in zip(*frozen)}
+        statistics = [parameter.list_data() for parameter in trainer._params if is_statistic(parameter)]
+        self._values = {values[0].context: values for values in zip(*statistics)}
         self._copies = {
             context: mx.nd.concat(*(value.reshape(-1) if value.ndim > 1 else value for value in values), dim=0)
             for context, values in self._values.items()

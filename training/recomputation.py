@@ -3,6 +3,8 @@
 import mxnet as mx
 from mxnet import autograd
 
+from training.state import is_statistic
+
 __all__ = ["Recomputation"]
 
 
@@ -23,7 +25,9 @@ class Recomputation:
 
     def __init__(self, net):
         self._pieces = net.pieces()
-        self._statistics = [parameter for parameter in net.collect_params().values() if parameter.grad_req == "null"]
+        trained = [any(p.grad_req != "null" for p in piece.collect_params().values()) for piece in self._pieces]
+        self._first_trained = trained.index(True)  # what is frozen lies before it
+        self._statistics = [parameter for parameter in net.collect_params().values() if is_statistic(parameter)]
         self._read = {}  # device: what each piece has read in the forward pass
 
     def __call__(self, images):
@@ -45,10 +49,11 @@ class Recomputation:
     def backward(self):
         """The gradients of all parameters, after those of the output have been taken."""
         gradients = {context: read.pop().grad for context, read in self._read.items()}
-        for piece in reversed(self._pieces[:-1]):
+        for place in range(len(self._pieces) - 2, self._first_trained - 1, -1):
+            piece = self._pieces[place]
             for context, read in self._read.items():
                 maps = read.pop()
-                if read:  # of the images there is no need for a gradient
+                if place > self._first_trained:  # before it there is no need for a gradient
                     maps.attach_grad()
                 with autograd.record():
                     output = piece(maps)

@@ -5,7 +5,12 @@ import numpy as np
 
 from base.errors import Diverged, UserError
 
-__all__ = ["TrainingState"]
+__all__ = ["TrainingState", "is_statistic"]
+
+
+def is_statistic(parameter):
+    """Whether a parameter is one of batch normalization's statistics, which no gradient changes; weights may freeze."""
+    return not parameter._differentiable
 
 
 class TrainingState:
@@ -34,10 +39,11 @@ class TrainingState:
         self._trainer, self._group = trainer, group
         self._shared, self._statistics = {}, {}  # name: its array on each device
         for name, parameter in net._collect_params_with_prefix().items():  # named as in the .params files
-            if parameter.grad_req == "null":
+            if is_statistic(parameter):
                 self._statistics[f"statistics/{name}"] = parameter.list_data()
-            else:
-                self._shared[f"parameters/{name}"] = parameter.list_data()
+                continue
+            self._shared[f"parameters/{name}"] = parameter.list_data()
+            if parameter.grad_req != "null":
                 for number, arrays in enumerate(zip(*self._optimizer_arrays(parameter))):
                     self._shared[f"optimizer/{name}/{number}"] = arrays
 

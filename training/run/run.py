@@ -5,6 +5,7 @@ import dataclasses
 import shlex
 import signal
 import sys
+from typing import Optional
 
 from base.errors import Diverged, UserError, WorkerLost
 from base.output import lasting_output
@@ -46,6 +47,8 @@ class RunOptions:
         "stop" or "skip".
     viz_period : int
         Epochs between pictures of the attention; 0 is none.
+    origin : str, optional
+        A line about where a new run's parameters come from.
     """
 
     network: NetworkDescription
@@ -58,6 +61,7 @@ class RunOptions:
     checkpoint_minutes: float
     nan_action: str
     viz_period: int
+    origin: Optional[str] = None
 
 
 class Run:
@@ -145,6 +149,8 @@ class Run:
         if self._group.is_main_process:
             devices = ", ".join(map(str, self._group.devices))
             self._logger.info(f"run {self._files.name} on {devices}{workers}{threads}: {flags}")
+            if self._options.origin is not None:
+                self._logger.info(self._options.origin)
             first_batch, *_ = next(loader.epoch(0))
             self._logger.images(transform(first_batch).images, loader.dataset)
         self._checkpointer.save()
