@@ -65,7 +65,7 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
                 interrupt(*batch.coordinates[:2])
             return transform(batch)
 
-    names = {field.name for field in dataclasses.fields(RunOptions)} - {"stem", "network"}
+    names = {field.name for field in dataclasses.fields(RunOptions)} - {"stem", "network", "origin"}
     options = {name: getattr(args, name) for name in names}
     options |= {"stem": "digits", "network": describe(digits, "cifar", 56, "bottleneck")}
     steps = loaders[0].steps
