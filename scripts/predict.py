@@ -13,15 +13,14 @@ from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, batch_size, positive_int
 from base.runtime import prepare_mxnet
 from base.text import one_line
+from training.trained import add_params_flag
 
 
 def parse_arguments():
     parser = OneLineParser(
         prog="python -m scripts.predict", description="Name what images show.", formatter_class=HelpFormatter
     )
-    parser.add_argument(
-        "--params", required=True, metavar="FILE", help="a .params file with its network.json beside it"
-    )
+    add_params_flag(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER", help="images of any size, or folders of them")
     parser.add_argument("--top", type=positive_int, default=5, help="classes to name for each image")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one a line")

@@ -12,6 +12,7 @@ from base.flags import HelpFormatter, OneLineParser, positive_int
 from base.runtime import prepare_mxnet
 from base.text import one_line
 from data.datasets import photographs, small_images
+from training.trained import add_params_flag
 
 
 def parse_arguments():
@@ -20,9 +21,7 @@ def parse_arguments():
         description="Draw what a network attends to.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "--params", required=True, metavar="FILE", help="a .params file with its network.json beside it"
-    )
+    add_params_flag(parser)
     parser.add_argument("--images", nargs="+", metavar="IMAGE|FOLDER", help="images, or folders of them")
     parser.add_argument(
         "--dataset",

@@ -86,6 +86,7 @@ SLOW = {
     "test_summary.py::test_what_there_is_no_table_of_is_refused_in_one_line",
     "test_sync.py",
     "test_torture.py",
+    "test_trained.py",
     "test_training.py",
 }
 

@@ -27,6 +27,7 @@ from base.flags import (
 from base.output import lasting_output
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
+from training.trained import params_path
 
 __all__ = [
     "RESNET",
@@ -190,8 +191,10 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
 
     group.add_argument(
         "--init",
+        type=params_path,
         metavar="FILE",
-        help="a .params file to start from: parameters that fit by name and shape are taken, the others start anew",
+        help="a .params file to start from, or the name of a network that the repository holds: parameters that fit by "
+        "name and shape are taken, the others start anew",
     )
     group.add_argument(
         "--freeze",
@@ -365,7 +368,12 @@ def add_evaluation_flags(parser):
         action="store_true",
         help="validate --params, as the network.json beside it says, and end",
     )
-    group.add_argument("--params", metavar="FILE", help="parameters for --eval-only")
+    group.add_argument(
+        "--params",
+        type=params_path,
+        metavar="FILE",
+        help="parameters for --eval-only, or the name of a network that the repository holds: cifar10-attention56",
+    )
     group.add_argument("--out", metavar="DIR", help="folder of --eval-only's pictures (default: that of --params)")
 
 

@@ -8,7 +8,7 @@ from base.devices import in_own_thread
 from base.files import file_digest, write_whole
 from training.network_file import NetworkFile
 
-__all__ = ["Exports"]
+__all__ = ["Exports", "parameters_of", "write_parameters"]
 
 
 class Exports:
@@ -51,14 +51,34 @@ class Exports:
         if self._save_period and epoch % self._save_period == 0:
             stems.append(f"epoch-{epoch:04d}")
         names = [f"{stem}{suffix}.params" for stem in stems]
-        # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
-        with open(os.memfd_create("params"), "w+b") as memory:
-            path = f"/proc/self/fd/{memory.fileno()}"
-            mx.nd.save(path, parameters_of(net))
-            self._network_file.add(names, file_digest(path), epoch, accuracy)
-            for name in names:
-                memory.seek(0)
-                write_whole(self._folder / name, memory)
+        write_parameters(self._folder, parameters_of(net), self._network_file, names, (epoch, accuracy))
+
+
+def write_parameters(folder, arrays, network_file, names, figures):
+    """Write arrays as .params files, after their entry in network.json.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Of the files and of network.json.
+    arrays : dict
+        {name: NDArray}.
+    network_file : training.network_file.NetworkFile
+    names : list of str
+        Of the files, which are alike.
+    figures : (int, float or None)
+        The epoch that they are of and its validation accuracy.
+
+    Raises UserError where a file cannot be written.
+    """
+    # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
+    with open(os.memfd_create("params"), "w+b") as memory:
+        path = f"/proc/self/fd/{memory.fileno()}"
+        mx.nd.save(path, arrays)
+        network_file.add(names, file_digest(path), *figures)
+        for name in names:
+            memory.seek(0)
+            write_whole(folder / name, memory)
 
 
 def parameters_of(net):

@@ -1,0 +1,63 @@
+"""Put a trained network into the repository: python -m scripts.pack_network --params FILE --name NAME
+
+Writes model/trained/NAME/network.params, with the weights in half precision, and network.json beside it. Every flag
+that takes a .params file then takes NAME. Vectors (biases, and batch normalization's parameters and statistics) stay in
+single precision: they are few, and variances may be smaller than half precision's least number.
+"""
+
+import re
+
+from base.errors import UserError, run_command
+from base.flags import HelpFormatter, OneLineParser
+from base.runtime import prepare_mxnet
+from base.text import one_line
+from training.trained import params_path, trained_params
+
+
+def parse_arguments():
+    parser = OneLineParser(
+        prog="python -m scripts.pack_network",
+        description="Put a trained network into the repository, in half precision.",
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument("--params", required=True, type=params_path, metavar="FILE", help="a .params file of a run")
+    parser.add_argument("--name", required=True, type=short_name, help="short name of the network")
+    parser.add_argument("--accuracy", type=share, help="on all test images, where that of the run is of fewer")
+    return parser.parse_args()
+
+
+def short_name(value):
+    """A name that is a folder's on any system. Raises ValueError for another."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", value):
+        raise ValueError(value)
+    return value
+
+
+def share(value):
+    """A number from 0 to 1. Raises ValueError for another."""
+    if not 0 <= float(value) <= 1:
+        raise ValueError(value)
+    return float(value)
+
+
+def main():
+    args = parse_arguments()
+    prepare_mxnet()  # everything below imports MXNet
+    from training.network_file import NetworkFile, load_network
+    from training.run.exports import parameters_of, write_parameters
+
+    net, description = load_network(args.params)
+    arrays = {name: array.astype("float16") if array.ndim > 1 else array for name, array in parameters_of(net).items()}
+    path = trained_params(args.name)
+    accuracy = description.accuracy if args.accuracy is None else args.accuracy
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {path.parent}: {error.strerror}") from None
+    network_file = NetworkFile(path.parent, description)
+    write_parameters(path.parent, arrays, network_file, [path.name], (description.epoch, accuracy))
+    print(f"{one_line(path)}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_command(main)
