@@ -36,6 +36,7 @@ SLOW = {
     "test_environment.py::test_data_that_vanish_under_a_training_end_it_in_one_line",
     "test_environment.py::test_a_full_disk_ends_in_one_line_and_the_run_goes_on_with_more_room",
     "test_environment.py::test_wherever_the_disk_is_full_the_run_can_go_on",
+    "test_export.py",
     "test_fine_tuning.py::test_a_classifier_of_as_many_other_classes_starts_anew",
     "test_fine_tuning.py::test_a_resumed_run_keeps_what_is_frozen_and_ends_as_one_that_was_not_stopped",
     "test_fine_tuning.py::test_replicas_keep_what_is_frozen",
