@@ -67,6 +67,7 @@ SLOW = {
     "test_output.py::test_a_run_has_the_lines_that_nobody_took",
     "test_plot_curves.py",
     "test_recomputation.py",
+    "test_reproduce.py::test_a_row_trains_goes_on_and_comes_into_the_table",
     "test_records.py::test_a_folder_without_the_right_to_write_is_named_in_one_line",
     "test_records.py::test_one_process_at_a_time_holds_a_lock_and_leaves_no_file",
     "test_resume.py::test_a_killed_run_goes_on_from_its_last_checkpoint",
