@@ -1,5 +1,10 @@
-"""Draw a run's accuracy and loss curves from its CSV: python -m scripts.plot_curves log/text/RUN.csv"""
+"""Draw curves of runs: python -m scripts.plot_curves RUN|CSV|FOLDER...
 
+A run is its name under --log-dir, the path of its CSV, or a folder of TensorBoard events. One CSV gives two pictures,
+its accuracies and its losses; several runs give a picture for each figure that they logged, with a line for each run.
+"""
+
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -7,6 +12,7 @@ import pandas
 
 from base.errors import UserError, run_command
 from base.flags import OneLineParser
+from base.text import one_line
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
@@ -16,6 +22,12 @@ CURVES = {
     "accuracy": {"train_metric": "training", "val_accuracy": "validation"},
     "loss": {"train_loss": "training", "val_loss": "validation"},
 }
+NO_CURVES = ("epoch", "seconds")
+BEST = {"loss": "idxmin", "accuracy": "idxmax", "metric": "idxmax", "top5": "idxmax"}  # by the end of a figure's name
+# Okabe and Ito's, which colour-blind readers tell apart
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")  # the next where the colours begin again
+FEW_EPOCHS = 30  # below this each epoch is marked
 
 
 def plot_curves(csv, folder):
@@ -24,48 +36,160 @@ def plot_curves(csv, folder):
     Raises UserError for a file that is no run's CSV or has no epoch in it.
     """
     columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
-    try:
-        table = pandas.read_csv(csv)[columns].astype(float)
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
-    if table.empty:
-        raise UserError(f"{csv} has no epoch yet")
+    table = read_csv(csv, columns)
     pictures = []
     for name, lines in CURVES.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
         for column, label in lines.items():
-            axes.plot(table["epoch"], table[column], marker="o" if len(table) < 30 else None, label=label)
+            axes.plot(table["epoch"], table[column], marker="o" if len(table) < FEW_EPOCHS else None, label=label)
         if name == "accuracy" and table["val_accuracy"].notna().any():
             best = table.loc[table["val_accuracy"].idxmax()]
             axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
             axes.set_title(f"{csv.stem}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
         else:
             axes.set_title(csv.stem)
-        if name == "loss":
-            axes.set_yscale("log")
-        axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend()
-        pictures.append(folder / f"{csv.stem}-{name}.png")
-        figure.savefig(pictures[-1], dpi=120)
-        plt.close(figure)
+        pictures.append(finish(figure, axes, name, folder / f"{csv.stem}-{name}.png"))
     return pictures
 
 
+def plot_runs(runs, folder):
+    """Write runs-FIGURE.png to ``folder`` for each figure that runs logged; returns the paths.
+
+    Parameters
+    ----------
+    runs : dict
+        {label: pandas.DataFrame with a row an epoch, the columns ``epoch`` and those of the figures}.
+    folder : pathlib.Path
+    """
+    figures = dict.fromkeys(column for table in runs.values() for column in table if column not in NO_CURVES)
+    pictures = []
+    for name in figures:
+        figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
+        looks = zip(cycle(COLOURS), cycle([line for line in LINES for _ in COLOURS]))
+        for (label, table), (colour, line) in zip(runs.items(), looks):
+            if name in table and table[name].notna().any():
+                plot_run(axes, table[["epoch", name]].dropna(), label, {"color": colour, "linestyle": line})
+        pictures.append(finish(figure, axes, name, folder / f"runs-{name.replace('/', '-')}.png"))
+    return pictures
+
+
+def plot_run(axes, table, label, look):
+    """Draw a run's line, and a star at its best epoch where its figure has a best; the legend names both."""
+    name = table.columns[1]
+    direction = BEST.get(name.replace("/", "_").rpartition("_")[2])
+    if direction:
+        best = table.loc[getattr(table[name], direction)()]
+        label = f"{label}: best {best[name]:.4f} at epoch {best['epoch']:.0f}"
+        axes.plot(best["epoch"], best[name], marker="*", markersize=13, markeredgecolor="black", color=look["color"])
+    marker = "." if len(table) < FEW_EPOCHS else None
+    axes.plot(table["epoch"], table[name], marker=marker, label=label, **look)
+
+
+def finish(figure, axes, name, path):
+    """Name the axes of a picture and write it. Returns its path."""
+    if "loss" in name:
+        axes.set_yscale("log")
+    axes.set(xlabel="epoch", ylabel=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def read_csv(csv, columns=None):
+    """Columns of a run's CSV, all of them by default, as a pandas.DataFrame of floats.
+
+    Raises UserError where it cannot be read, lacks a column, or has no epoch.
+    """
+    try:
+        table = pandas.read_csv(csv)
+        table = table[columns or table.columns].astype(float)
+        table["epoch"]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise UserError(f"{csv} has no epoch yet")
+    return table
+
+
+def read_events(folder):
+    """The scalars of a folder of TensorBoard events as a pandas.DataFrame, under their names in a run's CSV.
+
+    Raises UserError where there are none.
+    """
+    # imported late: it takes a second
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})  # 0 is all of them
+    try:
+        events.Reload()
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    # A resumed run may have logged an epoch twice: the later counts.
+    curves = {
+        column_name(tag): pandas.Series({event.step: event.value for event in events.Scalars(tag)})
+        for tag in events.Tags()[SCALARS]
+    }
+    if not curves:
+        raise UserError(f"{folder} has no curve in it")
+    return pandas.DataFrame(curves).sort_index().rename_axis("epoch").reset_index()
+
+
+def column_name(tag):
+    """A CSV's name of a TensorBoard curve, the inverse of `training.run.logger.curve_name`; others keep theirs."""
+    figure, _, split = tag.partition("/")
+    figure = {"top5_accuracy": "top5"}.get(figure, figure)
+    if split == "train":
+        return "train_loss" if figure == "loss" else "train_metric"
+    splits = {"validation": "val", "validation_ema": "val_ema"}
+    return f"{splits[split]}_{figure}" if split in splits else {"learning_rate": "lr"}.get(tag, tag)
+
+
+def find_run(name, log_dir):
+    """What a flag means by a run: the path of a CSV or of a folder of events. Raises UserError where there is none."""
+    path = Path(name)
+    if path.is_dir():
+        if not any(path.glob("*tfevents*")):
+            raise UserError(f"the folder {path} has no TensorBoard events: name a run by its CSV or its name")
+        return path
+    if path.exists():
+        return path
+    under = log_dir / "text" / f"{name}.csv"
+    if not under.is_file():
+        raise UserError(f"there is no run {name}: neither that file nor {under}")
+    return under
+
+
+def read_runs(paths):
+    """{label: table} of runs' paths: the label is the run's name or, where that is not one run's alone, the path."""
+    stems = [path.name if path.is_dir() else path.stem for path in paths]
+    runs = {}
+    for path, stem in zip(paths, stems):
+        label = one_line(stem if stems.count(stem) == 1 else path)
+        runs[label] = read_events(path) if path.is_dir() else read_csv(path)
+    return runs
+
+
 def main():
-    parser = OneLineParser(description=__doc__.split(":")[0])
-    parser.add_argument("csv", type=Path, help="log/text/RUN.csv")
-    parser.add_argument("--out", type=Path, help="folder of the pictures (default: beside the CSV)")
+    parser = OneLineParser(prog="python -m scripts.plot_curves", description="Draw curves of runs.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's name, log/text/RUN.csv, or a folder of TensorBoard events"
+    )
+    parser.add_argument("--log-dir", type=Path, default=Path("log"), help="where names are looked up (default: log)")
+    parser.add_argument("--out", type=Path, help="folder of the pictures (default: beside the first run's file)")
     args = parser.parse_args()
-    folder = args.out or args.csv.parent
+    paths = [find_run(name, args.log_dir) for name in dict.fromkeys(args.runs)]
+    folder = args.out or paths[0].parent
+    single = len(paths) == 1 and not paths[0].is_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = plot_curves(args.csv, folder)
+        pictures = plot_curves(paths[0], folder) if single else plot_runs(read_runs(paths), folder)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     for picture in pictures:
-        print(picture)
+        print(one_line(picture))
 
 
 if __name__ == "__main__":

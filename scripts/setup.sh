@@ -53,7 +53,7 @@ make_venv() {
 stamp_of_now() {
     .venv/bin/python -c 'import sys; print(sys.version)' 2>/dev/null || return 0
     echo "$PWD $requirements"
-    cat requirements-common.txt "$requirements" requirements-dev.txt | sha256sum
+    cat requirements-common.txt "$requirements" requirements-dev.txt requirements-export.txt | sha256sum
 }
 
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."

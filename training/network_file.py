@@ -39,6 +39,7 @@ __all__ = [
     "Family",
     "NetworkDescription",
     "NetworkFile",
+    "copy_network_file",
     "describe",
     "load_network",
     "load_parameters",
@@ -243,6 +244,26 @@ def read_description(params_path):
             f"{params_path} is damaged or was replaced: {NETWORK_FILE} beside it gives another checksum for that name"
         )
     return description
+
+
+def copy_network_file(params_path, folder):
+    """Copy the network.json of a .params file to another folder. Returns its path there.
+
+    Raises UserError where it cannot be copied, and where the folder has one that other .params files there need.
+    """
+    source, target = Path(params_path).with_name(NETWORK_FILE), Path(folder) / NETWORK_FILE
+    content = source.read_bytes()
+    if target.exists():
+        if target.read_bytes() == content:
+            return target
+        try:
+            needed_by = [entry["name"] for entry in _read(target)[1] if (target.parent / entry["name"]).exists()]
+        except UserError:  # damaged: no use to anyone
+            needed_by = []
+        if needed_by:
+            raise UserError(f"{target} is what {needed_by[0]} there needs: choose another folder")
+    write_whole(target, io.BytesIO(content))
+    return target
 
 
 def load_network(params_path, contexts=None):
