@@ -9,6 +9,7 @@ from mxnet import autograd
 
 from base.errors import WorkerLost
 from data.randomness import generator
+from model.constants import keep_matrices
 from model.onednn import forget_graph, hybridize
 from training.averages import Averages
 from training.loss_scale import LossScale
@@ -201,6 +202,8 @@ def initialize(net, devices, initializer, dtype="float32", memory_saving=False, 
     net.initialize(initializer, ctx=devices)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     hybridize(net, static=not memory_saving, inference=inference)
+    if not memory_saving and not inference:
+        keep_matrices(net)
     return net
 
 
