@@ -1,5 +1,6 @@
 """Bilinear interpolation of feature maps as products with interpolation matrices."""
 
+import mxnet as mx
 from mxnet.gluon import nn
 
 __all__ = ["Upsample", "interpolation_matrix"]
@@ -23,6 +24,9 @@ class Upsample(nn.HybridBlock):
     Attributes
     ----------
     channels : int
+    separable : bool
+    given : list of NDArray or of Symbol, or None
+        The `matrices`, where they are not to be computed when the network runs (`model.constants`).
 
     Shapes: x (N, channels, h, w), like (N, channels, H, W) -> (N, channels, H, W).
     """
@@ -30,7 +34,8 @@ class Upsample(nn.HybridBlock):
     def __init__(self, channels, separable, **kwargs):
         super().__init__(**kwargs)
         self.channels = channels
-        self._separable = separable
+        self.separable = separable
+        self.given = None
         self._dtype = "float32"
 
     def cast(self, dtype):
@@ -44,19 +49,41 @@ class Upsample(nn.HybridBlock):
         x, like = (F.BlockGrad(F.slice(maps, begin=(0, 0, 0, 0), end=(1, None, None, None))) for maps in (x, like))
         return [interpolation_matrix(F, x, like, axis).astype(self._dtype) for axis in (2, 3)]
 
-    def hybrid_forward(self, F, x, like):
+    def matrices(self, F, x, like):
+        """What maps are multiplied by: those of rows (N C, h, H) and of columns (w, W), or both in one (h w, H, W)."""
         rows, columns = self.shares(F, x, like)
-        # The shares are constant; without BlockGrad their gradient would be computed all the same.
-        if self._separable:
+        if self.separable:
             maps = x.reshape((-3, -2))  # (N C, h, w)
-            rows = F.broadcast_like(rows.expand_dims(0), maps, lhs_axes=(0,), rhs_axes=(0,))
-            maps = F.batch_dot(F.BlockGrad(rows), maps, transpose_a=True)
-            return F.dot(maps.reshape((-4, -1, self.channels, -2)), F.BlockGrad(columns))
+            return [F.broadcast_like(rows.expand_dims(0), maps, lhs_axes=(0,), rhs_axes=(0,)), columns]
         shares = F.broadcast_mul(
             rows.expand_dims(1).expand_dims(3),  # (h, 1, H, 1)
             columns.expand_dims(0).expand_dims(2),  # (1, w, 1, W)
         )
-        return F.dot(x.reshape((0, 0, -1)), F.BlockGrad(shares.reshape((-3, -2))))  # by (h w, H, W)
+        return [shares.reshape((-3, -2))]
+
+    @property
+    def matrix_count(self):
+        """How many `matrices` there are."""
+        return 2 if self.separable else 1
+
+    def matrices_of(self, source, target, device):
+        """The `matrices` for maps of shape ``source`` and others of shape ``target``, as NDArrays on a device."""
+        # of the maps only height and width count here: one channel will do
+        x, like = (mx.nd.zeros((1, 1, *shape[2:]), device) for shape in (source, target))
+        matrices = self.matrices(mx.nd, x, like)
+        if self.separable:
+            rows, columns = matrices
+            return [rows.broadcast_to((source[0] * source[1], *rows.shape[1:])), columns]
+        return matrices
+
+    def hybrid_forward(self, F, x, like):
+        # The matrices are constant; without BlockGrad their gradient would be computed all the same.
+        matrices = [F.BlockGrad(matrix) for matrix in self.given or self.matrices(F, x, like)]
+        if self.separable:
+            rows, columns = matrices
+            maps = F.batch_dot(rows, x.reshape((-3, -2)), transpose_a=True)
+            return F.dot(maps.reshape((-4, -1, self.channels, -2)), columns)
+        return F.dot(x.reshape((0, 0, -1)), *matrices)
 
 
 def interpolation_matrix(F, source, target, axis):

@@ -60,7 +60,7 @@ def lines_of(figures, args):
         f"  training       {figures['images_per_second']:8.1f} images/s   step {medians['step']:.3f} s",
         f"  in two parts   computation {medians['computation']:.3f} s, communication {medians['communication']:.3f} s: "
         f"{figures['communication_share']:.1%}",
-        f"  gradients      {figures['gradient_bytes']:,} bytes in {figures['arrays']} arrays, "
+        f"  gradients      {figures['gradient_bytes']:,} bytes, arrays: {figures['arrays']}, "
         f"exchanged as {figures['exchanged_bytes']:,}",
     ]
     if "one array" in medians:

@@ -60,7 +60,7 @@ class MeasuredSteps:
         group.wishes = lambda: [0, 0, 0, 0]  # as many as those of `training.run.run.Run`
         self._trainer.set_learning_rate(0.01)
         self._targets = (mx.nd.arange(args.batch_size) % classes).one_hot(classes)
-        self.gradients = [p.grad() for p in self._trainer._params if p.grad_req != "null"]
+        self.gradients = [flat.gradients[0] for flat in self._trainer.trained]
         self._together = mx.nd.zeros(sum(gradient.size for gradient in self.gradients), group.devices[0])
         self.seconds = {"step": [], "computation": [], "communication": []}
 

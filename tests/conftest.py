@@ -31,6 +31,7 @@ SLOW = {
     "test_benchmark.py",
     "test_benchmark_loaders.py",
     "test_benchmark_sync.py",
+    "test_constants.py",
     "test_engines.py",
     "test_environment.py::test_a_read_only_log_folder_is_named",
     "test_environment.py::test_data_that_vanish_under_a_training_end_it_in_one_line",

@@ -67,9 +67,9 @@ def calls(monkeypatch):
     return counts
 
 
-def steps(group, calls, count=3):
+def steps(group, calls, count=3, optimizer="nag"):
     """What `calls` counts in one step after others, and the learner."""
-    learner = Learner(small_net, group, ("nag", {"momentum": 0.9, "wd": 1e-4}), seed=1)
+    learner = Learner(small_net, group, (optimizer, {"momentum": 0.9, "wd": 1e-4}), seed=1)
     draw = np.random.default_rng(0)
     examples = []
     for device in group.devices:
@@ -88,20 +88,21 @@ def waits(calls):
     return {name: calls[name] for name in WAITS if calls[name]}
 
 
+@pytest.mark.parametrize("optimizer", ["nag", "sgd"])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_one_process_waits_once_a_step(calls, devices):
-    learner = steps(SingleProcess([mx.cpu(device) for device in range(devices)]), calls)
+def test_one_process_waits_once_a_step(calls, devices, optimizer):
+    learner = steps(SingleProcess([mx.cpu(device) for device in range(devices)]), calls, optimizer=optimizer)
     assert waits(calls) == {"MXNDArraySyncCopyToCPU": 1}
-    updates = devices * len([p for p in learner.net.collect_params().values() if p.grad_req != "null"])
     assert calls["MXInvokeCachedOpEx"] == devices
-    assert updates < calls["MXImperativeInvokeEx"] <= updates + 40 * devices
+    assert calls["MXImperativeInvokeEx"] <= 35 * devices  # whatever the number of parameters
+    assert len(learner.trainer.trained) == 1
 
 
 def test_a_worker_waits_once_and_exchanges_one_array_besides_the_gradients(calls, engine):
     group = TwoWorkers()
     group.wishes = lambda: [0, 1, 0]
     steps(group, calls)
-    assert [name for name in group.exchanges if not name.startswith("gradient_")] == ["step"]
+    assert group.exchanges[:-1] == ["gradient_0"] and group.exchanges[-1] == "step"
     assert waits(calls) == {"MXNDArrayWaitToRead": 1, "MXNDArraySyncCopyToCPU": 1}  # the latter reads what is there
     assert list(group.granted_wishes()) == [0, 2, 0] and group.exchanges[-1] == "step"
     group.granted_wishes()  # where no step has been

@@ -9,12 +9,13 @@ from mxnet import autograd
 
 from base.errors import WorkerLost
 from data.randomness import generator
+from model.constants import keep_matrices
 from model.onednn import forget_graph, hybridize
 from training.averages import Averages
 from training.loss_scale import LossScale
 from training.metrics import TRAINING_METRICS, target_loss, validation_metrics
 from training.recomputation import Recomputation
-from training.state import TrainingState, is_statistic
+from training.state import TrainingState
 from training.weight_average import WeightAverage
 
 __all__ = [
@@ -201,6 +202,8 @@ def initialize(net, devices, initializer, dtype="float32", memory_saving=False, 
     net.initialize(initializer, ctx=devices)
     net.cast(dtype)  # Gluon keeps batch normalization in float32
     hybridize(net, static=not memory_saving, inference=inference)
+    if not memory_saving and not inference:
+        keep_matrices(net)
     return net
 
 
@@ -259,9 +262,7 @@ def take_step(net, trainer, shares, group, options=PLAIN_STEP, figures=lambda ou
     """
     kept = KeptStatistics(trainer)
     outputs, losses = [], []
-    for parameter in trainer._params:
-        if parameter.grad_req == "add":
-            parameter.zero_grad()
+    trainer.zero_gradients()
     for first in range(0, len(shares), len(group.devices)):
         batch = shares[first : first + len(group.devices)]
         with autograd.record():
@@ -289,23 +290,19 @@ def take_step(net, trainer, shares, group, options=PLAIN_STEP, figures=lambda ou
 
 
 class KeptStatistics:
-    """Batch normalization's statistics as they are before a step, in one array a device.
+    """Batch normalization's statistics as they are before a step.
 
     A CPU's backward pass changes them without the engine knowing. So that it begins after they have been copied, the
     gradient it begins with is made to depend on the copy; the host need not wait for that.
 
     Parameters
     ----------
-    trainer : gluon.Trainer
+    trainer : training.flat_arrays.FlatTrainer
     """
 
     def __init__(self, trainer):
-        statistics = [parameter.list_data() for parameter in trainer._params if is_statistic(parameter)]
-        self._values = {values[0].context: values for values in zip(*statistics)}
-        self._copies = {
-            context: mx.nd.concat(*(value.reshape(-1) if value.ndim > 1 else value for value in values), dim=0)
-            for context, values in self._values.items()
-        }
+        self._values = {value.context: value for flat in trainer.statistics for value in flat.data}
+        self._copies = {context: value.copy() for context, value in self._values.items()}
 
     def head_gradient(self, loss, scale):
         """The gradient by losses (N,) to begin the backward pass with: ``scale`` for each."""
@@ -316,11 +313,8 @@ class KeptStatistics:
 
     def restore(self):
         """Give the statistics the values that were kept."""
-        for context, values in self._values.items():
-            first = 0
-            for value in values:
-                value[:] = self._copies[context][first : first + value.size].reshape(value.shape)
-                first += value.size
+        for context, value in self._values.items():
+            value[:] = self._copies[context]
 
 
 def check_finite(loss, norm):

@@ -1,7 +1,8 @@
 """Optimizers by name, and what of the flags each of them takes.
 
 Another one is a line in `OPTIMIZERS`: MXNet's name of it, and its options as a function of the flags. Its state may be
-any nesting of arrays: `training.state` saves them all.
+any nesting of arrays: `training.state` saves them all. One that treats every number by itself may be named in
+`training.flat_arrays.ELEMENTWISE`, and then updates many parameters at once.
 """
 
 __all__ = ["OPTIMIZERS", "optimizer_options"]

@@ -20,8 +20,8 @@ class TrainingState:
     ----------
     net : Block
         Initialized, on one device or on several.
-    trainer : gluon.Trainer
-        Its parameters', with ``update_on_kvstore=False``.
+    trainer : training.flat_arrays.FlatTrainer
+        Its parameters'.
     group : training.distributed.process_group.SingleProcess
         What the first process's parameters reach all others by, and what the statistics of other processes come by.
     loss_scale : training.loss_scale.LossScale, optional
@@ -44,21 +44,12 @@ class TrainingState:
                 continue
             self._shared[f"parameters/{name}"] = parameter.list_data()
             if parameter.grad_req != "null":
-                for number, arrays in enumerate(zip(*self._optimizer_arrays(parameter))):
+                for number, arrays in enumerate(zip(*trainer.optimizer_arrays(parameter))):
                     self._shared[f"optimizer/{name}/{number}"] = arrays
 
     def include(self, kind, arrays):
         """Save and restore further arrays too: {name: NDArray}, the same on all processes."""
         self._shared.update((f"{kind}/{name}", [array]) for name, array in arrays.items())
-
-    def _optimizer_arrays(self, parameter):
-        """A parameter's optimizer arrays, a list for each device; made as the first update would if there are none."""
-        index = self._trainer._param2idx[parameter.name]
-        for updater, value in zip(self._trainer._updaters, parameter.list_data()):
-            if index not in updater.states:
-                updater.states[index] = updater.optimizer.create_state_multi_precision(index, value)
-                updater.states_synced[index] = True
-            yield list(_arrays(updater.states[index]))
 
     @property
     def updates(self):
@@ -129,12 +120,3 @@ class TrainingState:
                     f"{name} is {dtype} {tuple(shape)} in the checkpoint and "
                     f"{np.dtype(array.dtype).name} {array.shape} in the network"
                 )
-
-
-def _arrays(state):
-    """The arrays of an optimizer's state, which nests them in tuples as it likes and has None where there is none."""
-    if isinstance(state, (list, tuple)):
-        for part in state:
-            yield from _arrays(part)
-    elif state is not None:
-        yield state

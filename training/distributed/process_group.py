@@ -13,11 +13,11 @@ import time
 
 import mxnet as mx
 import numpy as np
-from mxnet import gluon
 
 from base.devices import contexts, explaining_memory
 from base.errors import UserError, WorkerLost, report
 from training.distributed.launcher import launch_info
+from training.flat_arrays import FlatTrainer
 
 __all__ = ["BytePSGroup", "HorovodGroup", "SingleProcess", "start"]
 
@@ -84,12 +84,11 @@ class SingleProcess:
         return self.rank == 0
 
     def trainer(self, parameters, optimizer, options):
-        """A `gluon.Trainer` whose gradients are summed over all processes' devices.
+        """A `FlatTrainer` whose gradients are summed over all processes' devices.
 
         What its ``step`` and ``update`` divide by is the number of images of all processes.
         """
-        # each replica is updated where it is, so that the optimizer's arrays are at hand to be saved
-        return gluon.Trainer(parameters, optimizer, options, update_on_kvstore=False)
+        return FlatTrainer(parameters, optimizer, options)
 
     def broadcast(self, net):
         """Give all processes the first one's parameters and auxiliary states of an initialized network."""
@@ -289,7 +288,7 @@ class HorovodGroup(ProcessGroup):
         self._engine.allreduce_(array, average=False, name=name, priority=priority)
 
 
-class SummingTrainer(gluon.Trainer):
+class SummingTrainer(FlatTrainer):
     """A trainer that sums gradients over the processes of a `ProcessGroup`.
 
     Neither engine's own trainer, whose `step` divides by the number of images and of processes both: this one divides
@@ -297,15 +296,12 @@ class SummingTrainer(gluon.Trainer):
     """
 
     def __init__(self, group, half, parameters, optimizer, options):
-        # a list keeps the order of the layers, which is the order in which the next step needs them
-        super().__init__(list(parameters.values()), optimizer, options, kvstore=None, update_on_kvstore=False)
+        super().__init__(parameters, optimizer, options, kvstore=None)
         self._group, self._half, self._sent = group, half, {}
 
     def _allreduce_grads(self):
-        for number, parameter in enumerate(self._params):
-            if parameter.grad_req == "null":
-                continue
-            gradient = parameter.list_grad()[0]
+        for number, flat in enumerate(self.trained):
+            (gradient,) = flat.gradients
             name = f"gradient_{number}"
             if not self._half:
                 self._group.start_sum(gradient, name, priority=-number)
