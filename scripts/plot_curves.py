@@ -7,6 +7,7 @@ import pandas
 
 from base.errors import UserError, run_command
 from base.flags import OneLineParser
+from base.text import one_line
 
 matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
@@ -30,7 +31,8 @@ def plot_curves(csv, folder):
         raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
     if table.empty:
         raise UserError(f"{csv} has no epoch yet")
-    pictures = []
+    # matplotlib draws no half characters, and would read $ as the beginning of a formula
+    run, pictures = one_line(csv.stem).encode(errors="replace").decode(), []
     for name, lines in CURVES.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
         for column, label in lines.items():
@@ -38,9 +40,10 @@ def plot_curves(csv, folder):
         if name == "accuracy" and table["val_accuracy"].notna().any():
             best = table.loc[table["val_accuracy"].idxmax()]
             axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
-            axes.set_title(f"{csv.stem}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
+            title = f"{run}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}"
         else:
-            axes.set_title(csv.stem)
+            title = run
+        axes.set_title(title, parse_math=False)
         if name == "loss":
             axes.set_yscale("log")
         axes.set(xlabel="epoch", ylabel=name)
@@ -65,7 +68,7 @@ def main():
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     for picture in pictures:
-        print(picture)
+        print(one_line(picture))
 
 
 if __name__ == "__main__":
