@@ -387,7 +387,7 @@ TOOLS = [
 ]
 tool_words = st.sampled_from(
     ["--out", "--params", "--limit", "--num-gpus", "--seed", "--workers", "--batch-size", "--input-size", "--classes",
-     "--scheduler", "--kills", "--minutes", "--scale", "--jobs", "--images", "--count", "--top", "--json", "--help",
+     "--scheduler", "--stops", "--minutes", "--scale", "--jobs", "--images", "--count", "--top", "--json", "--help",
      "0", "-1", "1e400", "nan", "64", "9" * 400, "learning", "a\nb", "--"]
 ) | st.text(max_size=8)  # fmt: skip
 
