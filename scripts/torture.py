@@ -84,7 +84,7 @@ def torture(folder, plan):
     """Run trainings, and stop them until enough were, then compare.
 
     One training is left alone. Others, one after the other, are stopped at random moments of a process's life, in each
-    of the ways of `STOPS` before one comes again, and resumed until they finish; in between, every second time,
+    of the ways of `STOPS` before one comes again, and resumed until they finish; in between, two times of three,
     somebody edits the run's files in one of the ways of `EDITS`.
 
     Raises UserError, with the seed, where a training does not end as the one that was left alone, or one of its
@@ -130,7 +130,7 @@ def one_training(life, most, ways, edits, counts):
 
     Raises UserError where a process ends as it should not.
     """
-    for attempt in range(most):
+    for _ in range(most):
         way = next(ways)
         life.begin()
         try:
@@ -142,7 +142,7 @@ def one_training(life, most, ways, edits, counts):
         if status == 0:
             return
         counts[0][way.__name__] += 1
-        if attempt % 2 and life.can_be_edited():
+        if life.draw.random() < 2 / 3 and life.can_be_edited():
             edit = next(edits)
             edit(life)
             counts[1][edit.__name__] += 1

@@ -1,6 +1,7 @@
 """What every test needs: the same surroundings wherever it is started, MXNet as the scripts set it up, data to read."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,20 @@ def assert_refused(process, *words):
     """A finished process said in one line what is wrong, with these words in it."""
     assert process.returncode == 2, process.stdout + process.stderr
     assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
+
+
+@pytest.fixture(scope="module")
+def new_folder(tmp_path_factory):
+    """Makes folders for all tests of a module, which go with it: a trained network takes a hundred megabytes."""
+    made = []
+
+    def make(name):
+        made.append(tmp_path_factory.mktemp(name))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

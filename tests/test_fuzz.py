@@ -174,9 +174,9 @@ json_values = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, digits):
+def stopped(new_folder, digits):
     """The newest checkpoint of a run that was stopped."""
-    folder = tmp_path_factory.mktemp("stopped")
+    folder = new_folder("stopped")
     with pytest.raises(SystemExit):
         train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 2)))
     return Checkpoints(folder / "params" / "run").newest_whole()[0]
@@ -277,11 +277,11 @@ def test_archives(tmp_path, damage, packed):
 
 
 @pytest.fixture(scope="module")
-def described(tmp_path_factory, digits):
+def described(new_folder, digits):
     """A folder with a small .params file and the network.json of it."""
     import mxnet as mx
 
-    folder = tmp_path_factory.mktemp("described")
+    folder = new_folder("described")
     mx.nd.save(str(folder / "best.params"), {"weight": mx.nd.ones((2, 3)), "bias": mx.nd.zeros(3)})
     digest = file_digest(folder / "best.params")
     NetworkFile(folder, describe(digits, "cifar", 56, "bottleneck")).add(["best.params"], digest, 1, 0.5)

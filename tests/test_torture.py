@@ -1,17 +1,43 @@
 """Trainings that are stopped in every way, and whose files are edited, end as one that was left alone."""
 
+import shutil
+
 import pytest
 
 from base.errors import UserError
-from scripts.torture import STOPS, Plan, check_end, fill_disk, interrupt, terminate, torture
+from scripts.torture import EDITS, STOPS, Life, Plan, check_end, fill_disk, interrupt, terminate, torture
+from tests.test_resume import FLAGS, results, snapshot, stop_at, train
 
 
 def test_trainings_survive_every_stop(tmp_path, digits, capsys):
     plan = Plan(digits.records["train"].parents[2], minutes=0, stops=len(STOPS), epochs=1, seed=20)
     torture(tmp_path, plan)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.endswith("all equal") and " edited: nothing" not in last
+    assert capsys.readouterr().out.splitlines()[-1].endswith("all equal")
     assert not list((tmp_path / "disk").iterdir())
+
+
+@pytest.fixture(scope="module")
+def runs(new_folder, digits):
+    """The log folder of a run that was stopped in its third epoch, and the results of one that was not."""
+    stopped, whole = new_folder("stopped"), new_folder("whole")
+    train(whole, digits, *FLAGS, "--run-name", "run")
+    with pytest.raises(SystemExit):
+        train(stopped, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((2, 1)))
+    return stopped, results(whole, "run")
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_no_edit_changes_what_becomes_of_a_run(runs, tmp_path, digits, edit):
+    stopped, expected = runs
+    folder = tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    life = Life(folder, None, None, 0)
+    assert life.can_be_edited()
+    before = snapshot(folder)
+    edit(life)
+    assert snapshot(folder) != before
+    train(folder, digits, "--resume", "run")
+    assert results(folder, "run") == expected and not life.can_be_edited()
 
 
 @pytest.mark.parametrize(
