@@ -60,7 +60,8 @@ def main():
     check_depth(family, args.num_layers)
     with join_group(args) as group:
         trained = load_for_evaluation(args, group.devices, small_images) if args.eval_only else None
-        dataset = group.main_process_first(functools.partial(open_dataset, args.dataset, args.data_dir))
+        opened = functools.partial(open_dataset, args.dataset, args.data_dir, may_write=args.may_write_data)
+        dataset = group.main_process_first(opened)
         if trained:
             evaluate(*trained, dataset, group, args)
         else:

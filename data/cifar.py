@@ -10,7 +10,7 @@ from base.errors import UserError
 from base.files import file_digest
 from data.dataset import Dataset
 from data.download import download, unpack
-from data.records import ensure_records, locked
+from data.records import Unwritten, ensure_records, locked
 
 __all__ = ["cifar_archives", "open_cifar", "open_cifar10", "open_cifar100", "read_rows"]
 
@@ -64,18 +64,19 @@ CLASS_NAMES = {
 }
 
 
-def open_cifar(name, data_dir):
+def open_cifar(name, data_dir, may_write=True):
     """CIFAR-10 or CIFAR-100 (fine labels) as a `Dataset`: 50,000 images for training, 10,000 to test.
 
     The binary files are taken from ``data_dir``/cifar-10-batches-bin (cifar-100-binary) or fetched there, and written
     once to ``data_dir``/records/NAME. Fewer rows than the official files have are read as they are.
 
-    Raises UserError where files are missing and cannot be fetched, or are not in the official layout.
+    Raises UserError where files are missing and cannot, or without ``may_write`` may not, be fetched, or are not in the
+    official layout.
     """
     data_dir = Path(data_dir)
     archive = cifar_archives[name]
     folder = data_dir / archive.folder
-    _ensure_binary_files(name, archive, data_dir)
+    _ensure_binary_files(name, archive, data_dir, may_write)
     files = {file: folder / file for file in archive.train + archive.test}
     try:
         source = {"sha256": {file: file_digest(path) for file, path in files.items()}}
@@ -87,7 +88,7 @@ def open_cifar(name, data_dir):
         return zip(np.concatenate(images), np.concatenate(labels).tolist()), sum(map(len, labels))
 
     splits = {"train": lambda: split(archive.train), "test": lambda: split(archive.test)}
-    records = ensure_records(data_dir / "records" / name, source, splits)
+    records = ensure_records(data_dir / "records" / name, source, splits, may_write)
     mean, std = CHANNELS[name]
     return Dataset(name, archive.classes, records, 32, mean, std, mirror=True, class_names=CLASS_NAMES[name])
 
@@ -112,13 +113,15 @@ def read_rows(path, archive):
     return table[:, archive.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-def _ensure_binary_files(name, archive, data_dir):
+def _ensure_binary_files(name, archive, data_dir, may_write):
     """Fetch and unpack the archive unless every binary file is there."""
     names = archive.train + archive.test
     folder = data_dir / archive.folder
     missing = [file for file in names if not (folder / file).is_file()]
     if not missing:
         return
+    if not may_write:
+        raise Unwritten(folder)
     try:
         with locked(data_dir / archive.folder):
             packed = data_dir / archive.url.rsplit("/", 1)[1]

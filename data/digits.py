@@ -15,14 +15,15 @@ from data.records import ensure_records
 __all__ = ["open_digits"]
 
 
-def open_digits(data_dir):
+def open_digits(data_dir, may_write=True):
     """The digits as a `Dataset` of 32x32 RGB images: 1,437 for training and a held-out fifth, 360, to test.
 
-    Written to ``data_dir``/records/digits; raises UserError where that cannot be done.
+    Written to ``data_dir``/records/digits, unless they are there. Raises UserError where that cannot, or may not, be
+    done.
     """
     source = {"package": "scikit-learn", "version": version("scikit-learn")}
     splits = {"train": lambda: _split("train"), "test": lambda: _split("test")}
-    records = ensure_records(Path(data_dir) / "records" / "digits", source, splits)
+    records = ensure_records(Path(data_dir) / "records" / "digits", source, splits, may_write)
     # mean and standard deviation were measured on the training images; a mirrored digit is another sign
     return Dataset("digits", 10, records, 32, (77.9,) * 3, (82.5,) * 3, mirror=False, class_names="0123456789")
 

@@ -132,9 +132,7 @@ class Loader:
         self._pipeline = image_pipeline(
             source=self._feed,
             dataset=self._dataset,
-            crop=self._crop,
-            colour=self._colour,
-            erasing=self._erasing,
+            changes=(self._crop, self._colour, self._erasing),
             training=self._training,
             decoder="mixed" if on_gpu else "cpu",
             batch_size=self._options.batch_size,
@@ -300,8 +298,12 @@ def copied(tensor, context):
 
 
 @pipeline_def
-def image_pipeline(source, dataset, crop, colour, erasing, training, decoder):
-    """DALI's part: encoded images to normalized (N, 3, size, size) float32."""
+def image_pipeline(source, dataset, changes, training, decoder):
+    """DALI's part: encoded images to normalized (N, 3, size, size) float32.
+
+    ``changes`` are of `data.augmentation`: a crop, and what changes colours and hides parts, or None.
+    """
+    crop, colour, erasing = changes
     count = 1 + crop.inputs + training + sum(part.inputs for part in (colour, erasing) if part)
     encoded, *drawn = fn.external_source(source=source, num_outputs=count, batch=True)
     images = crop.decode(encoded, dataset.size, decoder, *drawn[: crop.inputs])

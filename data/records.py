@@ -25,6 +25,7 @@ from base.files import file_digest
 __all__ = [
     "LARGEST_IMAGE",
     "Records",
+    "Unwritten",
     "ensure_records",
     "locked",
     "replacement",
@@ -46,6 +47,22 @@ FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 LABEL = struct.Struct("<f")
 LARGEST_IMAGE = (1 << LENGTH_BITS) - 1 - HEADER.size  # bytes
+
+
+class Unwritten(UserError):
+    """A data set that would have to be written where nothing may be.
+
+    Parameters
+    ----------
+    folder : path
+        Where it is missing.
+    """
+
+    def __init__(self, folder):
+        super().__init__(
+            f"{folder} is missing or not up to date, and only a checkpoint names that place: "
+            "give --data-dir to have it written there"
+        )
 
 
 class Records:
@@ -197,7 +214,7 @@ def _framed(payload):
     yield bytes(-len(payload) % 4)
 
 
-def ensure_records(folder, source, splits):
+def ensure_records(folder, source, splits, may_write=True):
     """Paths of a data set's records, {split: .rec path}, written unless they are there, whole and up to date.
 
     Parameters
@@ -208,12 +225,16 @@ def ensure_records(folder, source, splits):
         What the records are made from, JSON values (versions, checksums). Records of another source are stale.
     splits : dict
         {split: function that returns (iterable of (image, label), number of images)}, called only to write.
+    may_write : bool
+        Whether to touch the disk at all.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError where the folder cannot, and `Unwritten` where it may not, be written.
     """
     folder = Path(folder)
     try:
         if not _is_current(folder, source):
+            if not may_write:
+                raise Unwritten(folder)
             with locked(folder):
                 if not _is_current(folder, source):  # nor has another process written them meanwhile
                     _write_folder(folder, source, splits)

@@ -2,10 +2,16 @@
 
 import sys
 
+from base.errors import UserError, report
 from base.runtime import prepare_mxnet
 
 if "mxnet" not in sys.modules:
-    prepare_mxnet()  # python -m model.summary, or a user's own script, may begin with this package
+    try:
+        prepare_mxnet()  # python -m model.summary, or a user's own script, may begin with this package
+    except UserError as error:
+        if sys.argv[0] != "-m":
+            raise
+        sys.exit(report(error))  # for python -m model.summary, whose own code has not begun
 
 from model.attention_net import (
     AttentionNet,

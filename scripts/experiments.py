@@ -19,12 +19,13 @@ from pathlib import Path
 
 from base.errors import UserError, run_command
 from base.files import writing
-from base.flags import OneLineParser, non_negative_int, positive_int
+from base.flags import OneLineParser, bounded_int
 from base.runtime import prepare_mxnet
 from training.flags import parse_arguments, training_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MOST = 1024  # seeds, GPUs of a machine, trainings side by side
 
 Variant = namedtuple("Variant", ["name", "flags", "paper"], defaults=[None])
 Variant.__doc__ = """What is trained.
@@ -134,12 +135,16 @@ def main():
     )
     parser.add_argument("name", choices=EXPERIMENTS, help="what is compared")
     parser.add_argument("--scale", choices=SCALES, default="small", help="the paper's recipe, or an hour of two cores")
-    parser.add_argument("--seeds", type=positive_int, default=3, help="trainings of each variant (default: 3)")
+    parser.add_argument("--seeds", type=bounded_int(MOST), default=3, help="trainings of each variant (default: 3)")
     parser.add_argument("--data-dir", default="./data/sets", help="folder of the data sets")
     parser.add_argument("--log-dir", default="./log/experiments", type=Path, help="folder of the runs and the results")
-    parser.add_argument("--num-gpus", type=non_negative_int, default=0, help="trainings side by side, one on each GPU")
     parser.add_argument(
-        "--jobs", type=positive_int, help="trainings side by side on a CPU (default: one for each core, of one thread)"
+        "--num-gpus", type=bounded_int(MOST, least=0), default=0, help="trainings side by side, one on each GPU"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=bounded_int(MOST),
+        help="trainings side by side on a CPU (default: one for each core, of one thread)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and the hours they will take")
     args = parser.parse_args()
@@ -297,22 +302,29 @@ def absolute(place):
 
 
 def finished(trial, log_dir):
-    """The rows of a training's CSV, {column: text} each, if it has all its epochs; else None."""
+    """The rows of a training's CSV, {column: number} each, if it has all its epochs; else None."""
     try:
         with open(log_dir / "text" / f"{trial.run}.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return rows if rows and int(rows[-1]["epoch"]) >= trial.epochs else None
-    except (OSError, ValueError, TypeError, KeyError):
+            rows = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(file)]
+        whole = rows and {"val_accuracy", "seconds"} <= set(rows[-1]) and rows[-1]["epoch"] >= trial.epochs
+        return rows if whole else None
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
         return None
 
 
 def report(name, scale, trials, log_dir):
-    """Write a CSV, a table and a figure of what the trainings ended with; print the table."""
+    """Write a CSV, a table and a figure of what the trainings ended with; print the table.
+
+    Raises UserError where somebody has changed the rows of a training.
+    """
     results = []
     for trial in trials:
         rows = finished(trial, log_dir)
-        errors = [100 * (1 - float(row["val_accuracy"])) for row in rows]
-        hours = sum(float(row["seconds"]) for row in rows) / 3600
+        if rows is None:
+            path = log_dir / "text" / f"{trial.run}.csv"
+            raise UserError(f"{path} does not have the rows of its finished training any more: mend it")
+        errors = [100 * (1 - row["val_accuracy"]) for row in rows]
+        hours = sum(row["seconds"] for row in rows) / 3600
         results.append((trial.variant.name, trial.seed, round(errors[-1], 3), round(min(errors), 3), round(hours, 3)))
     stem = log_dir / f"{name}-{scale}"
     with writing(log_dir), open(stem.with_suffix(".csv"), "w", newline="") as file:

@@ -200,13 +200,15 @@ def listens(host, port):
 def workers(args, environ):
     """The workers of this machine, {rank: (command, environment)}.
 
-    Raises UserError where neither --num-gpus nor NVIDIA_VISIBLE_DEVICES says how many.
+    Raises UserError where neither --num-gpus nor NVIDIA_VISIBLE_DEVICES says how many, or the latter too many.
     """
     if args.num_gpus is None:
         names = environ.get("NVIDIA_VISIBLE_DEVICES", "")
         if names in ("", "all", "none", "void"):  # words of NVIDIA's container runtime
             raise UserError("give --num-gpus: NVIDIA_VISIBLE_DEVICES does not name the GPUs")
         count = len(names.split(","))
+        if count > MOST_GPUS:
+            raise UserError(f"NVIDIA_VISIBLE_DEVICES names {count} GPUs, which are more than {MOST_GPUS}")
     else:
         count = max(1, args.num_gpus)
         if args.num_gpus:

@@ -45,9 +45,9 @@ def plot_curves(csv, folder):
         if name == "accuracy" and table["val_accuracy"].notna().any():
             best = table.loc[table["val_accuracy"].idxmax()]
             axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
-            axes.set_title(f"{csv.stem}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
+            axes.set_title(f"{drawable(csv.stem)}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
         else:
-            axes.set_title(csv.stem)
+            axes.set_title(drawable(csv.stem))
         pictures.append(finish(figure, axes, name, folder / f"{csv.stem}-{name}.png"))
     return pictures
 
@@ -75,7 +75,7 @@ def plot_runs(runs, folder):
 
 def plot_run(axes, table, label, look):
     """Draw a run's line, and a star at its best epoch where its figure has a best; the legend names both."""
-    name = table.columns[1]
+    name, label = table.columns[1], drawable(label)
     direction = BEST.get(name.replace("/", "_").rpartition("_")[2])
     if direction:
         best = table.loc[getattr(table[name], direction)()]
@@ -83,6 +83,11 @@ def plot_run(axes, table, label, look):
         axes.plot(best["epoch"], best[name], marker="*", markersize=13, markeredgecolor="black", color=look["color"])
     marker = "." if len(table) < FEW_EPOCHS else None
     axes.plot(table["epoch"], table[name], marker=marker, label=label, **look)
+
+
+def drawable(text):
+    """A run's name for matplotlib, which draws no half characters and takes $ as the beginning of a formula."""
+    return one_line(text).encode(errors="replace").decode().replace("$", r"\$")
 
 
 def finish(figure, axes, name, path):

@@ -1,6 +1,7 @@
 """What every test needs: the same surroundings wherever it is started, MXNet as the scripts set it up, data to read."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,10 +40,12 @@ SLOW = {
     "test_environment.py::test_wherever_the_disk_is_full_the_run_can_go_on",
     "test_export.py",
     "test_fine_tuning.py::test_a_classifier_of_as_many_other_classes_starts_anew",
+    "test_fine_tuning.py::test_a_frozen_part_computes_in_training_what_it_does_in_validation",
     "test_fine_tuning.py::test_a_resumed_run_keeps_what_is_frozen_and_ends_as_one_that_was_not_stopped",
     "test_fine_tuning.py::test_replicas_keep_what_is_frozen",
     "test_fine_tuning.py::test_saving_memory_changes_no_bit_of_it",
     "test_fine_tuning.py::test_what_cannot_be_started_from_is_refused_in_one_line",
+    "test_fine_tuning.py::test_what_fits_is_taken_and_the_rest_starts_anew",
     "test_fine_tuning.py::test_what_is_frozen_does_not_move_and_the_rest_does",
     "test_fuzz.py",
     "test_half_precision.py::test_workers_that_begin_differently_have_one_float32_copy",
@@ -52,12 +55,15 @@ SLOW = {
     "test_launch.py::test_a_death_ends_the_others",
     "test_launch.py::test_the_scripts_for_8_gpus_name_what_is_missing_before_they_build_anything",
     "test_learning.py",
+    "test_model.py::test_a_whole_fused_network_gives_the_plain_ones_first_output",
     "test_model.py::test_every_depth_runs_forward_and_backward",
     "test_model.py::test_every_unit_makes_a_network_that_learns",
     "test_model.py::test_folding_gives_a_whole_plain_networks_outputs",
+    "test_model.py::test_folding_gives_the_plain_forms_outputs",
     "test_model.py::test_hybridized_and_imperative_agree",
     "test_model.py::test_masks_pool_three_two_and_one_times_and_end_in_a_sigmoid",
     "test_model.py::test_one_network_takes_any_size_its_strides_allow",
+    "test_network_file.py::test_variants_are_built_anew_from_their_file",
     "test_pictures.py::test_a_training_shows_its_masks_and_learns_the_same",
     "test_pictures.py::test_an_evaluation_agrees_with_the_network",
     "test_pictures.py::test_every_module_is_drawn_for_every_image",
@@ -126,6 +132,20 @@ def assert_refused(process, *words):
     """A finished process said in one line what is wrong, with these words in it."""
     assert process.returncode == 2, process.stdout + process.stderr
     assert process.stderr.count("\n") == 1 and all(word in process.stderr for word in words), process.stderr
+
+
+@pytest.fixture(scope="module")
+def new_folder(tmp_path_factory):
+    """Makes folders for all tests of a module, which go with it: a trained network takes a hundred megabytes."""
+    made = []
+
+    def make(name):
+        made.append(tmp_path_factory.mktemp(name))
+        return made[-1]
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

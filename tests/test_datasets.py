@@ -10,6 +10,7 @@ import pytest
 import data.cifar
 from base.errors import UserError
 from data.cifar import cifar_archives, open_cifar
+from data.datasets import open_dataset
 from data.download import download
 from data.records import Records
 
@@ -104,3 +105,21 @@ def test_digits_are_real_scans_with_a_held_out_fifth(digits):
     assert set(labels) == set(held_out_labels) == set(range(10))
     assert not {image.tobytes() for image in images} & {image.tobytes() for image in held_out}
     assert round(images.mean(), 1) == digits.mean[0] and round(images.std(), 1) == digits.std[0]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_where_nothing_may_be_written_a_data_set_is_there_or_its_place_is_named(tmp_path, name):
+    if name == "cifar10":
+        make_binary_files(tmp_path, name)
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    with pytest.raises(UserError, match=f"{tmp_path}/records/{name} is missing.* --data-dir"):
+        open_dataset(name, tmp_path, may_write=False)
+    assert {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]} == before
+    written = open_dataset(name, tmp_path)
+    assert open_dataset(name, tmp_path, may_write=False) == written
+
+
+def test_where_nothing_may_be_written_nothing_is_fetched(tmp_path):
+    with pytest.raises(UserError, match="cifar-100-binary is missing"):
+        open_cifar("cifar100", tmp_path, may_write=False)
+    assert not list(tmp_path.iterdir())

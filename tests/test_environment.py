@@ -134,16 +134,16 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, digits):
-    folder = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(new_folder, digits):
+    folder = new_folder("undisturbed")
     train(folder, digits, *FLAGS, "--run-name", "run")
     return results(folder, "run")
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, digits):
+def stopped(new_folder, digits):
     """The log folder of a run that was stopped in its third epoch."""
-    folder = tmp_path_factory.mktemp("stopped")
+    folder = new_folder("stopped")
     with pytest.raises(SystemExit):
         train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((2, 1)))
     return folder

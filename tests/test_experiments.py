@@ -61,6 +61,18 @@ def test_the_table_has_means_and_deviations_of_the_last_epochs(tmp_path, capsys)
     assert "± " not in error_table({easy: [1.0]})
 
 
+def test_rows_that_somebody_changed_are_named(tmp_path):
+    trials = [Trial("run-1", Variant("v", ""), 1, [], 2)]
+    write_csv(tmp_path, "run-1", [0.5, 0.6])
+    path = tmp_path / "text" / "run-1.csv"
+    whole = path.read_bytes()
+    for changed in (whole.replace(b"0.5", b"x"), whole.replace(b",36.0", b"", 1), whole.replace(b"seconds", b"s"),
+                    whole.replace(b"0.5", b'"'), b"1" * 200_000 + whole, b""):  # fmt: skip
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="run-1.csv does not have the rows"):
+            report("name", "full", trials, tmp_path)
+
+
 def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path):
     trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
     write_csv(tmp_path, "run-1", [0.5, 0.6])

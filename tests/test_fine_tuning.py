@@ -30,7 +30,7 @@ def values(net):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(new_folder):
     """The .params file of a shallow network of 10 classes."""
     mx.random.seed(3)
     net = initialize(shallow(), [mx.cpu()], mx.init.MSRAPrelu())
@@ -38,7 +38,7 @@ def saved(tmp_path_factory):
         loss = net(mx.nd.random.normal(1, 2, shape=(8, 3, 32, 32))).sum()
     loss.backward()
     mx.nd.waitall()
-    path = tmp_path_factory.mktemp("saved") / "ten.params"
+    path = new_folder("saved") / "ten.params"
     net.save_parameters(str(path))
     return path
 
@@ -107,11 +107,11 @@ def trained(saved, unit, part, memory_saving=False, devices=1):
 
 
 @pytest.fixture(scope="module", params=["bottleneck", "resnext"])
-def of_unit(request, saved, tmp_path_factory):
+def of_unit(request, saved, new_folder):
     """A unit's name and a .params file of its shallow network."""
     if request.param == "bottleneck":
         return request.param, saved
-    path = tmp_path_factory.mktemp("saved") / "unit.params"
+    path = new_folder("saved") / "unit.params"
     initialize(shallow(request.param), [mx.cpu()], mx.init.MSRAPrelu()).save_parameters(str(path))
     return request.param, path
 
@@ -186,9 +186,9 @@ def fine_tune(folder, digits, *flags):
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, digits):
+def pretrained(new_folder, digits):
     """The folder params/RUN of a training from the shell."""
-    folder = tmp_path_factory.mktemp("pretrained")
+    folder = new_folder("pretrained")
     process = fine_tune(folder, digits, "--epochs", 1, "--run-name", "first")
     assert process.returncode == 0, process.stderr
     return folder / "params" / "first"

@@ -203,6 +203,14 @@ def test_what_an_old_checkpoint_says_of_evaluation_is_accepted_where_it_is_nothi
     assert not {"eval_only", "params"} & set(args.settings)
 
 
+def test_a_data_set_is_written_where_the_user_says_or_by_default_and_not_where_a_checkpoint_says(saved):
+    for given, expected in (([], False), (["--data-dir", "/etc"], True)):
+        args = parse(*saved({"data_dir": "/etc"}), *given)
+        assert (args.data_dir, args.may_write_data) == ("/etc", expected)
+        args.resumed = None  # lets go of the run
+    assert parse().may_write_data and parse(*saved({})).may_write_data
+
+
 def test_a_run_is_not_gone_on_with_to_evaluate(saved, capsys):
     with pytest.raises(SystemExit) as raised:
         parse_with_model(*saved({}), "--eval-only")

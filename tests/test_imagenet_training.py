@@ -25,9 +25,9 @@ train = functools.partial(run_script, "imagenet_train.py")
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory, photographs):
+def records(new_folder, photographs):
     """The 200 photographs as records, half of them to validate on."""
-    folder = tmp_path_factory.mktemp("records") / "out"
+    folder = new_folder("records") / "out"
     prepare(photographs, folder, val_share=0.5, jpeg=JpegOptions(short_side=64), workers=2)
     return folder
 
@@ -36,9 +36,9 @@ SMALL = ("--input-size", 64, "--batch-size", 8, "--limit", 16, "--epochs", 1, "-
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, records):
+def finished(new_folder, records):
     """A finished training with the tricks recipe: (log folder, its process)."""
-    folder = tmp_path_factory.mktemp("log")
+    folder = new_folder("log")
     process = train(
         *("--data-dir", records, "--log-dir", folder, *SMALL, "--model", "attentionnext"),
         *("--recipe", "tricks", "--warmup-epochs", 0.5),
@@ -130,7 +130,9 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
     (tmp_path / "text").write_text("no parameters")
     assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "network.json", "missing")
     shutil.copy(params.with_name("network.json"), tmp_path)
-    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "Invalid NDArray file format")
+    assert_refused(
+        train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "it is no file of MXNet's arrays"
+    )
     assert_refused(train(*here, "--eval-only", "--params", params, "--num-layers", 92), "--num-layers 92", "of 56")
     assert_refused(train(*here, "--eval-only", "--params", params, "--model", "attention"), "is of resnext")
     assert not (tmp_path / "log").exists()

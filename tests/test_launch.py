@@ -147,6 +147,13 @@ def test_nothing_starts_where_nothing_says_how_many(launch, environ, variables):
     assert errors == "error: give --num-gpus: NVIDIA_VISIBLE_DEVICES does not name the GPUs\n"
 
 
+def test_more_gpus_than_a_machine_has_are_refused(launch, environ):
+    environ(NVIDIA_VISIBLE_DEVICES="," * 5000)
+    status, printed, errors = launch(code=PRINT)
+    assert (status, printed) == (2, "")
+    assert errors == "error: NVIDIA_VISIBLE_DEVICES names 5001 GPUs, which are more than 1024\n"
+
+
 def test_no_gpu_is_one_worker_for_the_cpu(launch, environ):
     ranks = variables_of(launch("--num-gpus", "0", code=PRINT)[1])
     assert list(ranks) == [0]

@@ -21,9 +21,9 @@ from training.run.exports import Exports
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, digits):
+def written(new_folder, digits):
     """A folder with the parameters of two epochs as a training writes them, and the network they are of."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = new_folder("run")
     description = describe(digits, "cifar", 56, "bottleneck")
     net = make_network(description)
     net.initialize(mx.init.Xavier())

@@ -34,9 +34,9 @@ visualize = functools.partial(run_module, "scripts.visualize_attention")
 
 
 @pytest.fixture(scope="module")
-def params(tmp_path_factory, digits):
+def params(new_folder, digits):
     """The path of a network's parameters, as a training would write them, that has not learned anything."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = new_folder("run")
     description = describe(digits, "cifar", 56, "bottleneck")
     net = make_network(description)
     mx.random.seed(3)
@@ -46,9 +46,9 @@ def params(tmp_path_factory, digits):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory, digits):
+def images(new_folder, digits):
     """A folder of the first eight held-out digits, as PNG."""
-    folder = tmp_path_factory.mktemp("images")
+    folder = new_folder("images")
     for number, content in enumerate(Records(digits.records["test"]).encoded(range(8))):
         (folder / f"{number}.png").write_bytes(content.tobytes())
     return folder

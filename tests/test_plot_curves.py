@@ -33,6 +33,15 @@ def test_two_pictures_are_drawn(tmp_path):
         assert image.shape[1] > 600 and image[..., :3].std() > 0.01  # something is drawn
 
 
+@pytest.mark.parametrize("name", ["a$b_$x^.csv", "$\\frac$.csv", "a\nb.csv", "\udcff.csv", "run"], ids=ascii)
+def test_a_file_may_have_any_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(ROWS + "1,2.0,0.3,1.9,0.35,0.1,12,90\n")
+    process = plot(path)
+    assert (process.returncode, process.stdout.count("\n"), process.stderr.count("\n")) == (0, 2, 0), process.stderr
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
 @pytest.mark.parametrize("content", [None, "", ROWS, "a,b\n1,2\n", ROWS + "x,y\n"])
 def test_what_is_no_csv_of_a_run_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "run.csv"

@@ -115,9 +115,9 @@ def results(folder, run):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, digits):
+def undisturbed(new_folder, digits):
     """The results of trainings that were not disturbed, {number of devices: results}."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = new_folder("undisturbed")
     for devices in (1, 2):
         train(folder, digits, *FLAGS, "--run-name", f"run{devices}", devices=devices)
     return {devices: results(folder, f"run{devices}") for devices in (1, 2)}
@@ -240,9 +240,9 @@ def test_a_finished_run_says_so_again_and_writes_nothing(tmp_path, digits, capsy
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, digits):
+def stopped(new_folder, digits):
     """The log folder of a run that was stopped in its second epoch."""
-    folder = tmp_path_factory.mktemp("stopped")
+    folder = new_folder("stopped")
     with pytest.raises(SystemExit):
         train(folder, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((1, 2)))
     return folder

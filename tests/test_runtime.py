@@ -181,12 +181,12 @@ def gpu_python():
 
 
 @pytest.fixture(scope="module")
-def stub_driver(tmp_path_factory):
+def stub_driver(new_folder):
     """A folder that holds nothing but a libcuda.so.1 without a device."""
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("no gcc to compile the stub driver with")
-    folder = tmp_path_factory.mktemp("driver")
+    folder = new_folder("driver")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", STUB_DRIVER], check=True)
     return folder
 

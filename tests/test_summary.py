@@ -1,5 +1,6 @@
 """The layer table: complete, in the published networks' figures, and quick to say what it cannot show."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from model import get_attention_cifar, get_attention_net, units
 from model.summary import layers, stage_names, trainable_parameters
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_refused
 
 
 def summary(*flags):
@@ -83,3 +84,10 @@ def test_what_there_is_no_table_of_is_refused_in_one_line(flags, words):
     process = summary(*flags)
     assert process.returncode == 2 and process.stderr.count("\n") == 1
     assert flags[-2] in process.stderr and words in process.stderr
+
+
+def test_a_thread_count_that_is_none_is_refused_in_one_line():
+    command = [sys.executable, "-m", "model.summary"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "x"}
+    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert_refused(process, "OMP_NUM_THREADS=x")

@@ -132,9 +132,9 @@ def assert_in_step(folder, workers, alone):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, digits):
+def alone(new_folder, digits):
     """The folder of a single worker's parameters after its steps."""
-    folder = tmp_path_factory.mktemp("alone")
+    folder = new_folder("alone")
     flags = ["--data-dir", digits.records["train"].parents[2], "--batch-size", IMAGES]
     subprocess.run([*WORKER, "steps", *map(str, (folder, *flags))], cwd=ROOT, check=True)
     return folder

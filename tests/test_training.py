@@ -30,9 +30,9 @@ def train_on_digits(folder, digits, *flags):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, digits):
+def finished(new_folder, digits):
     """A finished training: (log folder, its process)."""
-    folder = tmp_path_factory.mktemp("log")
+    folder = new_folder("log")
     process = train_on_digits(folder, digits, "--epochs", 2, "--mix-up", 1, "--epsilon", 0.1, "--save-period", 1)
     assert process.returncode == 0, process.stderr
     return folder, process

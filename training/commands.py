@@ -112,19 +112,7 @@ def train(make_net, description, dataset, group, args):
         seed=args.seed,
     )
     make_net = FineTuning(make_net, None if args.resumed else args.init, args.freeze, description.classes)
-    options = RunOptions(
-        network=description,
-        log_dir=args.log_dir,
-        run_name=args.run_name,
-        stem=f"{dataset.name}_{NETWORKS[args.unit]}{description.depth}",
-        epochs=args.epochs,
-        log_interval=args.log_interval,
-        save_period=args.save_period,
-        checkpoint_minutes=args.checkpoint_minutes,
-        nan_action=args.nan_action,
-        viz_period=args.viz_period,
-        origin=make_net.summary,
-    )
+    options = run_options(description, dataset.name, make_net.summary, args)
     with Run(options, group, steps, args.settings, args.resumed) as run:
         if run.finished:
             if group.is_main_process:
@@ -138,6 +126,23 @@ def train(make_net, description, dataset, group, args):
         falls = Falls(args.lr_steps, args.lr_factor)
         rates = learning_rates(args.lr_mode, lr, args.epochs, steps, args.warmup_epochs, falls)
         fit(learner, run, loaders, transform, rates, args.epochs)
+
+
+def run_options(description, dataset_name, origin, args):
+    """The `RunOptions` of a training's flags; ``origin`` says where its parameters come from, if anywhere."""
+    return RunOptions(
+        network=description,
+        log_dir=args.log_dir,
+        run_name=args.run_name,
+        stem=f"{dataset_name}_{NETWORKS[args.unit]}{description.depth}",
+        epochs=args.epochs,
+        log_interval=args.log_interval,
+        save_period=args.save_period,
+        checkpoint_minutes=args.checkpoint_minutes,
+        nan_action=args.nan_action,
+        viz_period=args.viz_period,
+        origin=origin,
+    )
 
 
 def make_erasing(cutout, probability, size):

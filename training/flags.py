@@ -389,8 +389,9 @@ def parse_arguments(parser, argv=None):
     """Parse the command line and check the flags against each other; a contradiction exits with status 2.
 
     Returns a namespace of all flags and, besides, ``settings``: those a checkpoint holds, as they were given;
-    ``resumed``: the `training.run.resume.Resumed` that --resume names, or None; and ``given``: the names of the flags
-    on the command line.
+    ``resumed``: the `training.run.resume.Resumed` that --resume names, or None; ``given``: the names of the flags on
+    the command line; and ``may_write_data``: whether a data set may be written to --data-dir, which is not so where a
+    checkpoint alone, perhaps a stranger's, names another folder than the default.
 
     Raises UserError where --resume names no run to go on with.
     """
@@ -415,6 +416,7 @@ def parse_arguments(parser, argv=None):
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
     args.resumed, args.given = resumed, sorted(given)
+    args.may_write_data = resumed is None or "data_dir" in given or args.data_dir == defaults["data_dir"]
     return args
 
 

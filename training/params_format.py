@@ -23,10 +23,10 @@ def check_layout(content):
     content : bytes-like
         The whole file.
     """
-    reader = Reader(content)
-    magic, _, arrays = reader.take("<QQQ")
-    if magic != LIST_MAGIC:
+    if bytes(content[:8]) != struct.pack("<Q", LIST_MAGIC):
         raise ValueError("it is no file of MXNet's arrays")
+    reader = Reader(content)
+    _, _, arrays = reader.take("<QQQ")
     for _ in range(arrays):
         magic, storage = reader.take("<Ii")
         if magic not in ARRAY_MAGICS or storage != DENSE:
