@@ -130,7 +130,7 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, finished, records):
     (tmp_path / "text").write_text("no parameters")
     assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "network.json", "missing")
     shutil.copy(params.with_name("network.json"), tmp_path)
-    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "it ends too early")
+    assert_refused(train(*here, "--eval-only", "--params", tmp_path / "text"), "text", "Invalid NDArray file format")
     assert_refused(train(*here, "--eval-only", "--params", params, "--num-layers", 92), "--num-layers 92", "of 56")
     assert_refused(train(*here, "--eval-only", "--params", params, "--model", "attention"), "is of resnext")
     assert not (tmp_path / "log").exists()
