@@ -27,6 +27,8 @@ PACKAGES = ("mxnet", "mxnet-cu112", "nvidia-dali-cuda110", "nvidia-cudnn-cu11", 
 PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
 LONGEST = 400  # seconds of one process
 
+HOROVOD = (sys.executable, "-m", "horovod.runner.launch", "-np", 2, "--gloo")
+
 DIGITS = ("--dataset", "digits", "--num-layers", 56, "--batch-size", 16, "--lr", 0.03, "--lr-mode", "cosine")
 DIGITS += ("--warmup-epochs", 0.2, "--epsilon", 0.1, "--seed", 1, "--log-interval", 10)
 
@@ -39,8 +41,15 @@ SETTINGS = {
         (),
     ),
     "no fused operators": ({"MXNET_USE_FUSION": "0"}, ()),
-    "plain SGD in groups of 60": ({"MXNET_OPTIMIZER_AGGREGATION_SIZE": "60"}, ("--optimizer", "sgd")),
     "--float16": ({}, ("--float16",)),
+    "--workers 4": ({}, ("--workers", 4)),
+}
+
+# The same of two workers' exchange, by Horovod: {name: environment}.
+EXCHANGES = {
+    "as it is": {},
+    "HOROVOD_CYCLE_TIME=0.1": {"HOROVOD_CYCLE_TIME": "0.1"},
+    "HOROVOD_FUSION_THRESHOLD=67108864": {"HOROVOD_FUSION_THRESHOLD": "67108864"},
 }
 
 Check = namedtuple("Check", ["name", "result", "figure"])
@@ -210,7 +219,7 @@ def check_resuming(machine):
 
 
 def check_horovod(machine):
-    return in_step(machine, "horovod", [sys.executable, "-m", "horovod.runner.launch", "-np", 2, "--gloo"])
+    return in_step(machine, "horovod", HOROVOD)
 
 
 def check_byteps(machine):
@@ -218,12 +227,16 @@ def check_byteps(machine):
     return in_step(machine, "byteps", [sys.executable, "scripts/launch.py", "--num-gpus", 2])
 
 
-def in_step(machine, engine, launcher):
-    """Two workers take the steps of one with all the images."""
+def require_engine(engine):
     try:
         importlib.metadata.version(engine)
     except importlib.metadata.PackageNotFoundError:
         raise Impossible(f"{engine} is not installed; scripts/install_{engine}.sh installs it") from None
+
+
+def in_step(machine, engine, launcher):
+    """Two workers take the steps of one with all the images."""
+    require_engine(engine)
     if machine.num_gpus == 1:
         raise Impossible("one GPU alone")
     import numpy as np
@@ -292,6 +305,32 @@ def check_settings(machine):
             machine.log.append(f"{name}: {failure}")
             continue
         found[name] = images
+    return recommended(found)
+
+
+def check_exchange_settings(machine):
+    """How fast two workers train with each of EXCHANGES, and those that make them at least 3 % faster."""
+    require_gpus(machine, 2)
+    require_engine("horovod")
+    return recommended(measured_exchanges(machine, "--batch-size", 64))
+
+
+def measured_exchanges(machine, *flags):
+    """{name: images/s of two workers} with each of EXCHANGES that works."""
+    worker = (sys.executable, "scripts/benchmark_sync.py", "--num-gpus", min(machine.num_gpus, 1), "--json", *flags)
+    found = {}
+    for name, environ in EXCHANGES.items():
+        try:
+            printed = machine.run(*HOROVOD, *worker, **environ)
+        except Failure as failure:
+            machine.log.append(f"{name}: {failure}")
+            continue
+        found[name] = float(re.search(r'"images_per_second": ([\d.]+)', printed)[1])
+    return found
+
+
+def recommended(found):
+    """{name of a setting: images/s} in words, and which of them are worth it."""
     if "as it is" not in found:
         raise Failure("no training without a setting ended")
     better = [name for name, images in found.items() if images > 1.03 * found["as it is"]]
@@ -313,6 +352,7 @@ CHECKS = {
     "Attention-56": check_speed_56,
     "Attention-92": check_speed_92,
     "settings": check_settings,
+    "settings of Horovod": check_exchange_settings,
 }
 
 

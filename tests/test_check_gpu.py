@@ -1,5 +1,6 @@
 """scripts/check_gpu.py: its table, its report and its exit status; what it checks runs when it is called."""
 
+import json
 import sys
 
 import pytest
@@ -51,6 +52,25 @@ def test_a_process_that_fails_is_told_by_its_last_line(tmp_path):
     with pytest.raises(Failure, match="exit status 3: what is wrong"):
         machine.run(sys.executable, "-c", "import sys; print('what is wrong', file=sys.stderr); sys.exit(3)")
     assert any("what is wrong" in line for line in machine.log)
+
+
+def test_settings_are_measured_one_by_one_and_the_faster_ones_recommended(monkeypatch, tmp_path):
+    speeds = iter([100.0, 102.0, 110.0])
+    seen = []
+
+    def run(self, *command, **environ):
+        seen.append(environ)
+        return json.dumps({"images_per_second": next(speeds), "workers": 2})
+
+    monkeypatch.setattr(Machine, "run", run)
+    found = check_gpu.measured_exchanges(Machine(2, tmp_path))
+    assert seen == list(check_gpu.EXCHANGES.values())
+    names = list(check_gpu.EXCHANGES)
+    assert found == dict(zip(names, [100.0, 102.0, 110.0]))
+    assert check_gpu.recommended(found).endswith(f"worth setting: {names[2]}")
+    assert check_gpu.recommended({names[0]: 100.0, names[1]: 103.0}).endswith("worth setting: none")
+    with pytest.raises(Failure, match="without a setting"):
+        check_gpu.recommended({names[1]: 1.0})
 
 
 def test_without_a_gpu_it_says_what_can_be_checked(monkeypatch, capsys):

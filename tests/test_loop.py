@@ -12,6 +12,7 @@ from mxnet.gluon import nn
 from base.devices import explaining_memory
 from base.errors import UserError
 from data.loader import LoaderOptions, ShardedLoader
+from data.mixup import Example
 from training.commands import train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
@@ -28,6 +29,7 @@ from training.learner import (
     train_step,
     validate,
 )
+from training.loop import Ahead
 from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.recomputation import Recomputation
@@ -413,3 +415,31 @@ def test_a_training_saves_the_average_beside_the_weights(tmp_path, digits):
     log = (tmp_path / "text" / "mean.log").read_text()
     best = max(float(row["val_ema_accuracy"]) for row in rows)
     assert f"best validation accuracy {best:.4f}" in log and "EMA accuracy" in log
+
+
+def test_the_next_batch_is_fetched_while_devices_compute_and_its_error_comes_in_its_turn():
+    def items():
+        yield from "ab"
+        raise UserError("the third is broken")
+
+    ahead = Ahead(items())
+    ahead.fetch()
+    assert next(ahead) == "a"
+    ahead.fetch()
+    ahead.fetch()
+    assert next(ahead) == "b"
+    ahead.fetch()  # says nothing yet
+    with pytest.raises(UserError, match="third"):
+        next(ahead)
+    assert list(Ahead([])) == [] and list(Ahead([1, 2])) == [1, 2]
+    done = []
+
+    class Group(SingleProcess):
+        def agree(self, loss, figures):
+            done.append("waited")
+            return super().agree(loss, figures)
+
+    learner = Learner(small_net, Group([mx.cpu()]), ("sgd", {}), seed=1)
+    images, targets = examples(4)
+    learner.step([Example(images, targets, targets)], 0.1, 0, 0, meanwhile=lambda: done.append("fetched"))
+    assert done == ["fetched", "waited"]

@@ -124,8 +124,10 @@ class Learner:
             self._average, self.average_net = WeightAverage(self.net, options.ema), inference_net()
             self.state.include("average", self._average.arrays)
 
-    def step(self, examples, learning_rate, epoch, step):
+    def step(self, examples, learning_rate, epoch, step, meanwhile=lambda: None):
         """One update from a `data.mixup.Example` on each device, and where gradients are added up then of their next.
+
+        ``meanwhile`` is called as `StepOptions` say.
 
         Returns {name: (images, sum over them)} of what was found of the images, for each example; none where gradients
         overflowed, so that nothing was changed but the scale of the loss.
@@ -148,7 +150,7 @@ class Learner:
             return [values.sum() for found in figures for values in found.values()]
 
         try:
-            options = StepOptions(scale.value if scale else 1.0, self._options.clip_grad)
+            options = StepOptions(scale.value if scale else 1.0, self._options.clip_grad, meanwhile)
             _, losses, numbers = take_step(self._forward, self.trainer, shares, self.group, options, sums)
         except NotFinite as error:
             if scale and isinstance(error, GradientNotFinite) and scale.on_overflow():
@@ -237,13 +239,15 @@ def train_step(net, trainer, shares, group):
     return outputs, losses
 
 
-StepOptions = namedtuple("StepOptions", ["scale", "clip_grad"], defaults=[1.0, None])
-StepOptions.__doc__ = """What happens to the gradients of a step.
+StepOptions = namedtuple("StepOptions", ["scale", "clip_grad", "meanwhile"], defaults=[1.0, None, lambda: None])
+StepOptions.__doc__ = """What happens to the gradients of a step, and beside them.
 
 scale : float
     The loss is multiplied by it for the backward pass, and the update divides by it again.
 clip_grad : float or None
     The largest norm that the gradient of the mean loss may have; a longer one is shortened to it.
+meanwhile : callable
+    What the host does before it waits, such as to fetch the next batch while the devices compute.
 """
 
 PLAIN_STEP = StepOptions()
@@ -276,6 +280,7 @@ def take_step(net, trainer, shares, group, options=PLAIN_STEP, figures=lambda ou
         trainer.allreduce_grads()
         loss = mx.nd.add_n(*(loss.sum().as_in_context(group.devices[0]) for loss in losses))
         found = [array.as_in_context(group.devices[0]) for array in figures(outputs, losses)]
+        options.meanwhile()
         loss, (squares, *numbers) = group.agree(loss, [squared_norm(trainer), *found])
         norm = math.sqrt(squares)
         check_finite(loss / images, norm)

@@ -8,7 +8,7 @@ from training.averages import Averages
 from training.learner import NotFinite
 from training.metrics import TRAINING_METRICS
 
-__all__ = ["fit", "train_epoch", "validate_epoch"]
+__all__ = ["Ahead", "fit", "train_epoch", "validate_epoch"]
 
 
 def fit(learner, run, loaders, transform, learning_rate, epochs):
@@ -62,10 +62,12 @@ def train_epoch(learner, run, loader, transform, learning_rate):
     progress.averages = Averages.of(["loss", *TRAINING_METRICS], known=progress.averages)
     started = time.monotonic() - progress.seconds
     with run.progress_bar(loader.steps, done=progress.step) as bar:
-        for batches in loader.epoch(progress.epoch, progress.step):
+        ahead = Ahead(loader.epoch(progress.epoch, progress.step))
+        for batches in ahead:
             examples = [transform(batch) for batch in batches]
+            rate = learning_rate(progress.global_step)
             try:
-                found = learner.step(examples, learning_rate(progress.global_step), progress.epoch, progress.step)
+                found = learner.step(examples, rate, progress.epoch, progress.step, meanwhile=ahead.fetch)
             except NotFinite as error:
                 run.on_not_finite(error)
             else:
@@ -81,6 +83,34 @@ def train_epoch(learner, run, loader, transform, learning_rate):
             bar.step(loader.batch_size, None if math.isnan(loss) else loss)
             run.on_step_end()
     return progress.averages.over(learner.group, "averages").means()
+
+
+class Ahead:
+    """An iterator whose next item may be fetched before it is asked for.
+
+    What `fetch` finds, be it an error, is what is given or raised when it is asked for.
+    """
+
+    def __init__(self, items):
+        self._items, self._fetched = iter(items), []
+
+    def fetch(self):
+        """Get the next item, if there is none at hand."""
+        if not self._fetched:
+            try:
+                self._fetched = [next(self._items), None]
+            except Exception as error:  # StopIteration too
+                self._fetched = [None, error]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.fetch()
+        (item, error), self._fetched = self._fetched, []
+        if error:
+            raise error
+        return item
 
 
 def validate_epoch(learner, run, loader):
