@@ -1,5 +1,7 @@
 """Draw a run's accuracy and loss curves from its CSV: python -m scripts.plot_curves log/text/RUN.csv"""
 
+import csv
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -19,20 +21,36 @@ CURVES = {
 }
 
 
-def plot_curves(csv, folder):
-    """Write RUN-accuracy.png and RUN-loss.png to ``folder``; returns their paths.
+def read_figures(path):
+    """A run's CSV as a pandas.DataFrame of float, and how many of its rows are cut short: these are left out.
 
     Raises UserError for a file that is no run's CSV or has no epoch in it.
     """
     columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
     try:
-        table = pandas.read_csv(csv)[columns].astype(float)
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
+        with open(path, newline="", encoding="utf-8") as file:
+            names, *rows = filter(None, csv.reader(file))
+        if len(set(names)) < len(names) or any(len(row) > len(names) for row in rows):
+            raise ValueError("its rows do not fit their names")
+        whole = [row for row in rows if len(row) == len(names)]
+        table = pandas.DataFrame(whole, columns=names)[columns].astype(float)
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV of a run: {' '.join(str(error).split())}") from None
     if table.empty:
-        raise UserError(f"{csv} has no epoch yet")
+        raise UserError(f"{path} has no epoch yet")
+    return table, len(rows) - len(whole)
+
+
+def plot_curves(path, folder):
+    """Write RUN-accuracy.png and RUN-loss.png to ``folder``; returns their paths.
+
+    Raises UserError as `read_figures` does.
+    """
+    table, cut = read_figures(path)
+    if cut:
+        print(one_line(f"{path}: {cut} of its rows cut short, and left out"), file=sys.stderr)
     # matplotlib draws no half characters, and would read $ as the beginning of a formula
-    run, pictures = one_line(csv.stem).encode(errors="replace").decode(), []
+    run, pictures = one_line(path.stem).encode(errors="replace").decode(), []
     for name, lines in CURVES.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
         for column, label in lines.items():
@@ -50,7 +68,7 @@ def plot_curves(csv, folder):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-        pictures.append(folder / f"{csv.stem}-{name}.png")
+        pictures.append(folder / f"{path.stem}-{name}.png")
         figure.savefig(pictures[-1], dpi=120)
         plt.close(figure)
     return pictures
