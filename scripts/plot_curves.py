@@ -4,6 +4,8 @@ A run is its name under --log-dir, the path of its CSV, or a folder of TensorBoa
 its accuracies and its losses; several runs give a picture for each figure that they logged, with a line for each run.
 """
 
+import csv
+import sys
 from itertools import cycle
 from pathlib import Path
 
@@ -30,13 +32,13 @@ LINES = ("-", "--", ":", "-.")  # the next where the colours begin again
 FEW_EPOCHS = 30  # below this each epoch is marked
 
 
-def plot_curves(csv, folder):
+def plot_curves(path, folder):
     """Write RUN-accuracy.png and RUN-loss.png to ``folder``; returns their paths.
 
-    Raises UserError for a file that is no run's CSV or has no epoch in it.
+    Raises UserError as `read_figures` does.
     """
     columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
-    table = read_csv(csv, columns)
+    table = read_csv(path, columns)
     pictures = []
     for name, lines in CURVES.items():
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
@@ -45,10 +47,10 @@ def plot_curves(csv, folder):
         if name == "accuracy" and table["val_accuracy"].notna().any():
             best = table.loc[table["val_accuracy"].idxmax()]
             axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
-            axes.set_title(f"{drawable(csv.stem)}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
+            axes.set_title(f"{drawable(path.stem)}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
         else:
-            axes.set_title(drawable(csv.stem))
-        pictures.append(finish(figure, axes, name, folder / f"{csv.stem}-{name}.png"))
+            axes.set_title(drawable(path.stem))
+        pictures.append(finish(figure, axes, name, folder / f"{path.stem}-{name}.png"))
     return pictures
 
 
@@ -103,19 +105,31 @@ def finish(figure, axes, name, path):
     return path
 
 
-def read_csv(csv, columns=None):
-    """Columns of a run's CSV, all of them by default, as a pandas.DataFrame of floats.
+def read_figures(path, columns=None):
+    """Columns of a run's CSV, all of them by default, as a pandas.DataFrame of float; and how many rows are cut short.
 
-    Raises UserError where it cannot be read, lacks a column, or has no epoch.
+    These are left out. Raises UserError where it cannot be read, lacks a column, or has no epoch.
     """
     try:
-        table = pandas.read_csv(csv)
-        table = table[columns or table.columns].astype(float)
+        with open(path, newline="", encoding="utf-8") as file:
+            names, *rows = filter(None, csv.reader(file))
+        if len(set(names)) < len(names) or any(len(row) > len(names) for row in rows):
+            raise ValueError("its rows do not fit their names")
+        whole = [row for row in rows if len(row) == len(names)]
+        table = pandas.DataFrame(whole, columns=names)[columns or names].replace("", "nan").astype(float)
         table["epoch"]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{csv} is no CSV of a run: {' '.join(str(error).split())}") from None
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV of a run: {' '.join(str(error).split())}") from None
     if table.empty:
-        raise UserError(f"{csv} has no epoch yet")
+        raise UserError(f"{path} has no epoch yet")
+    return table, len(rows) - len(whole)
+
+
+def read_csv(path, columns=None):
+    """The table of `read_figures`; says on stderr what is left out."""
+    table, cut = read_figures(path, columns)
+    if cut:
+        print(one_line(f"{path}: {cut} of its rows cut short, and left out"), file=sys.stderr)
     return table
 
 

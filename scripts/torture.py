@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +91,7 @@ def torture(folder, plan):
     processes not as it should.
     """
     began, draw = time.monotonic(), random.Random(plan.seed)
-    lifetime = time.monotonic()
-    _finish(start(folder / "straight", plan))
-    lifetime = time.monotonic() - lifetime
+    pace = undisturbed(folder / "straight", plan)
     expected, stopped, edited = outcome(folder / "straight"), Counter(), Counter()
     with disk(folder / "disk", DISK[plan.attention]) as mounted:
         ways, edits = deck(STOPS if mounted else set(STOPS) - {fill_disk}, draw), deck(EDITS, draw)
@@ -103,7 +101,7 @@ def torture(folder, plan):
             if not plan.minutes:
                 most = min(most, plan.stops - stopped.total())
             try:
-                one_training(Life(log_dir, plan, draw, lifetime), most, ways, edits, (stopped, edited))
+                one_training(Life(log_dir, plan, draw, pace), most, ways, edits, (stopped, edited))
                 differences = compare(outcome(log_dir), expected)
             except UserError as error:
                 raise UserError(f"seed {plan.seed}, training {number}: {error}") from None
@@ -113,6 +111,25 @@ def torture(folder, plan):
             print(f"training {number}: {_counts(stopped)}; edited: {_counts(edited)}; all equal", flush=True)
             if stopped.total() >= plan.stops and time.monotonic() - began >= 60 * plan.minutes:
                 break
+
+
+Pace = namedtuple("Pace", ["loading", "working"])
+Pace.__doc__ = "Seconds until a process writes something, and from then on to its end."
+
+
+def undisturbed(log_dir, plan):
+    """Run a training that is left alone. Returns its `Pace`."""
+    began, process = time.monotonic(), start(log_dir, plan)
+    while process.poll() is None and not log_size(log_dir):
+        time.sleep(0.01)
+    writing = time.monotonic()
+    _finish(process)
+    return Pace(writing - began, time.monotonic() - writing)
+
+
+def log_size(log_dir):
+    """Bytes in the text logs under a log folder."""
+    return sum(path.stat().st_size for path in log_dir.glob("text/*.log"))
 
 
 def one_training(life, most, ways, edits, counts):
@@ -157,8 +174,8 @@ class Life:
     log_dir : pathlib.Path
     plan : Plan
     draw : random.Random
-    lifetime : float
-        Seconds that a process takes which nobody stops.
+    pace : Pace
+        Of a process that nobody stops.
 
     Attributes
     ----------
@@ -166,18 +183,29 @@ class Life:
         The last one begun.
     """
 
-    def __init__(self, log_dir, plan, draw, lifetime):
-        self.log_dir, self.plan, self.draw, self._lifetime = log_dir, plan, draw, lifetime
-        self.process = None
+    def __init__(self, log_dir, plan, draw, pace):
+        self.log_dir, self.plan, self.draw, self._pace = log_dir, plan, draw, pace
+        self.process = self._size = None
 
     def begin(self):
         """Start the next process."""
+        self._size = log_size(self.log_dir)
         self.process = start(self.log_dir, self.plan)
 
     def pass_time(self, share=1.0):
-        """Wait for some share of a life at most, or until it is over."""
-        moment = time.monotonic() + self.draw.uniform(0, share * self._lifetime)
-        while time.monotonic() < moment and self.process.poll() is None:
+        """Wait for some share of a life, at most, or until it is over.
+
+        Most of a life of a small network is loading: three times of four, what counts begins when it writes.
+        """
+        span = sum(self._pace)
+        if self.draw.random() < 3 / 4:
+            self._wait(lambda: log_size(self.log_dir) != self._size)
+            span = self._pace.working
+        moment = time.monotonic() + self.draw.uniform(0, share * span)
+        self._wait(lambda: time.monotonic() > moment)
+
+    def _wait(self, condition):
+        while self.process.poll() is None and not condition():
             time.sleep(0.002)
 
     def send(self, number):

@@ -1,7 +1,7 @@
 """Damaged input of every kind the project reads ends in one clean line or in a correct result, and writes nowhere else.
 
-Each test looks at as many damaged inputs as it says: over 3,000 in all, the same ones every time. RAN_FUZZ=50 makes
-them fifty times as many, and others every time.
+Each test looks at as many damaged inputs as it says: over 3,000 in all, the same ones every time. RAN_FUZZ=32 makes
+them as many times more, 100,000, and others every time.
 """
 
 import argparse

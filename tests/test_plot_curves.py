@@ -9,6 +9,7 @@ import pandas
 import pytest
 
 from scripts import plot_curves
+from scripts.plot_curves import read_figures
 from tests.conftest import ROOT, assert_refused
 from training.run.files import RunFiles
 from training.run.logger import COLUMNS, RunLogger, curve_name
@@ -42,7 +43,31 @@ def test_a_file_may_have_any_name(tmp_path, name):
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
-@pytest.mark.parametrize("content", [None, "", ROWS, "a,b\n1,2\n", ROWS + "x,y\n"])
+def test_a_row_that_is_cut_short_is_left_out_and_said(tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text(ROWS + "1,2.0,0.3,1.9,0.35,0.1,12,90\n2,1.0,0.6")
+    process = plot(path)
+    assert process.returncode == 0 and process.stderr == f"{path}: 1 of its rows cut short, and left out\n"
+    table, cut = read_figures(path)
+    assert (table["epoch"].tolist(), table["train_metric"].tolist(), cut) == ([1], [0.3], 1)
+
+
+ROW = "1,2.0,0.3,1.9,0.35,0.1,12,90\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        ROWS,
+        "a,b\n1,2\n",
+        ROWS + "x,y\n",
+        ROWS + "7," + ROW,
+        ROWS.replace("lr", "epoch") + ROW,
+        ROWS + '"' + ROW,
+    ],
+)
 def test_what_is_no_csv_of_a_run_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "run.csv"
     if content is not None:
