@@ -54,6 +54,12 @@ def test_what_fits_is_taken_and_the_rest_starts_anew(saved):
         np.testing.assert_array_equal(value, expected)
 
 
+def test_the_graph_of_a_network_does_not_hold_what_it_starts_from(saved):
+    net = shallow()
+    start_from(net, mx.nd.load(str(saved)))
+    assert len(net(mx.sym.var("data")).tojson()) < 1.1 * len(shallow()(mx.sym.var("data")).tojson())
+
+
 def test_nothing_that_fits_is_refused(saved):
     with pytest.raises(UserError, match=f"--init {saved}: it has no parameter"):
         FineTuning(functools.partial(get_resnet_cifar, 7, 11), saved, None, "abcdefg")

@@ -108,10 +108,25 @@ def start_from(net, arrays):
         fits = name in arrays and arrays[name].shape == parameter.shape
         (taken if fits else anew).append(name)
         if fits:
-            parameter.init = mx.init.Constant(arrays[name].astype("float32", copy=False))
+            parameter.init = Saved(arrays[name].astype("float32", copy=False))
     if not taken:
         raise UserError("it has no parameter of this network's names and shapes")
     return taken, anew
+
+
+class Saved(mx.init.Initializer):
+    """Initialization with an array of a parameter's shape.
+
+    Unlike MXNet's own Constant it has no part in the text of a graph, where a network's numbers would take gigabytes
+    and minutes.
+    """
+
+    def __init__(self, value):
+        super().__init__()
+        self._value = value
+
+    def _init_weight(self, _, array):
+        array[:] = self._value
 
 
 def freeze(net, part):

@@ -5,6 +5,7 @@ What the network is, its `training.network_file.NetworkDescription` as JSON, is 
 """
 
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -88,7 +89,8 @@ def onnx_model(net, description):
     onnx = needed("onnx")
     from mxnet.onnx.mx2onnx._export_onnx import MXNetGraph
 
-    register_converters(MXNetGraph.register, onnx)
+    for operator, convert in CONVERTERS.items():
+        MXNetGraph.register(operator, ONNX_OPSET)(functools.partial(convert, onnx))
     symbol = mx.sym.identity(net(mx.sym.var("data")), name="logits")
     size, float32 = description.input_size, onnx.TensorProto.FLOAT
     graph = MXNetGraph().create_onnx_graph_proto(
@@ -115,60 +117,51 @@ def onnx_model(net, description):
     return model
 
 
-def register_converters(register, onnx):
-    """Give MXNet's exporter what it lacks for these networks.
+def convert_variable(onnx, node, **graph):
+    """An input or a parameter. The exporter's own makes a Python list of a parameter's numbers."""
+    name = node["name"]
+    if graph["is_input"]:
+        return [onnx.helper.make_tensor_value_info(name, graph["in_type"], graph["in_shape"])], (np.float32,)
+    values = graph["weights"][name]
+    graph["initializer"].append(onnx.numpy_helper.from_array(values, name))
+    return [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, values.shape)], (values.dtype,)
 
-    Parameters
-    ----------
-    register : callable
-        ``register(operator, opset)``: a decorator of a converter, which takes a node and what is known of the graph
-        and returns nodes.
-    onnx : module
-    """
-    make_node, from_array = onnx.helper.make_node, onnx.numpy_helper.from_array
 
-    def inputs(node, graph):
-        return [graph["outputs_lookup"][source][output].name for source, output, *_ in node["inputs"]]
+def convert_resize(onnx, node, **graph):
+    """Interpolation of one map to another's height and width. The exporter has none."""
+    name, (x, like) = node["name"], _inputs(node, graph)
+    first, middle, last = bounds = [f"{name}_{bound}" for bound in (0, 2, 4)]
+    graph["initializer"].extend(
+        onnx.numpy_helper.from_array(np.array([value], np.int64), bound) for value, bound in zip((0, 2, 4), bounds)
+    )
+    make_node = onnx.helper.make_node
+    coordinates = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+    return [
+        make_node("Shape", [x], [f"{name}_shape"]),
+        make_node("Slice", [f"{name}_shape", first, middle], [f"{name}_maps"]),
+        make_node("Shape", [like], [f"{name}_like"]),
+        make_node("Slice", [f"{name}_like", middle, last], [f"{name}_size"]),
+        make_node("Concat", [f"{name}_maps", f"{name}_size"], [f"{name}_sizes"], axis=0),
+        make_node("Resize", [x, "", "", f"{name}_sizes"], [name], name=name, **coordinates),
+    ]
 
-    @register("null", ONNX_OPSET)
-    def variable(node, **graph):
-        """An input or a parameter. The exporter's own makes a Python list of a parameter's numbers."""
-        name = node["name"]
-        if graph["is_input"]:
-            return [onnx.helper.make_tensor_value_info(name, graph["in_type"], graph["in_shape"])], (np.float32,)
-        values = graph["weights"][name]
-        graph["initializer"].append(from_array(values, name))
-        return [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, values.shape)], (values.dtype,)
 
-    @register("_contrib_BilinearResize2D", ONNX_OPSET)
-    def resize(node, **graph):
-        """Interpolation of one map to another's height and width. The exporter has none."""
-        name, (x, like) = node["name"], inputs(node, graph)
-        bounds = {f"{name}_{bound}": np.array([bound], np.int64) for bound in (0, 2, 4)}
-        graph["initializer"].extend(from_array(value, bound) for bound, value in bounds.items())
-        first, middle, last = bounds
-        return [
-            make_node("Shape", [x], [f"{name}_shape"]),
-            make_node("Slice", [f"{name}_shape", first, middle], [f"{name}_maps"]),
-            make_node("Shape", [like], [f"{name}_like"]),
-            make_node("Slice", [f"{name}_like", middle, last], [f"{name}_size"]),
-            make_node("Concat", [f"{name}_maps", f"{name}_size"], [f"{name}_sizes"], axis=0),
-            make_node(
-                "Resize",
-                [x, "", "", f"{name}_sizes"],
-                [name],
-                name=name,
-                mode="linear",
-                coordinate_transformation_mode="align_corners",
-            ),
-        ]
+def convert_mean(onnx, node, **graph):
+    """The mean over all positions. The exporter's own has axes where the onnx package checks for newer opsets."""
+    if node["attrs"] != {"axis": "(2, 3)", "keepdims": "True"}:
+        raise NotImplementedError(f"a mean with {node['attrs']}")
+    name = node["name"]
+    return [onnx.helper.make_node("GlobalAveragePool", _inputs(node, graph), [name], name=name)]
 
-    @register("mean", ONNX_OPSET)
-    def mean(node, **graph):
-        """The mean over all positions. The exporter's own has axes where the onnx package checks for newer opsets."""
-        if node["attrs"] != {"axis": "(2, 3)", "keepdims": "True"}:
-            raise NotImplementedError(f"a mean with {node['attrs']}")
-        return [make_node("GlobalAveragePool", inputs(node, graph), [node["name"]], name=node["name"])]
+
+# What MXNet's exporter lacks for these networks, by MXNet's names of the operators. A converter takes the onnx module,
+# a node of its graph, and as keywords what the exporter knows of the graph; it returns nodes, and may add constants.
+CONVERTERS = {"null": convert_variable, "_contrib_BilinearResize2D": convert_resize, "mean": convert_mean}
+
+
+def _inputs(node, graph):
+    """The names of what a node reads."""
+    return [graph["outputs_lookup"][source][output].name for source, output, *_ in node["inputs"]]
 
 
 def _arrays(net):
