@@ -13,6 +13,7 @@ from base.files import writing
 from base.flags import HelpFormatter, OneLineParser, positive_int
 from base.runtime import prepare_mxnet
 from base.text import one_line
+from training.trained import add_params_flag
 
 BATCHES = 1, 32  # images at a time that --speed measures
 
@@ -23,9 +24,7 @@ def parse_arguments():
         description="Write a trained network as MXNet's symbol and parameters, as safetensors and as ONNX.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument(
-        "--params", required=True, metavar="FILE", help="a .params file with its network.json beside it"
-    )
+    add_params_flag(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the files")
     parser.add_argument("--onnx", action="store_true", help="write ONNX too")
     parser.add_argument(
