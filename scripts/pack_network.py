@@ -1,6 +1,6 @@
 """Put a trained network into the repository: python -m scripts.pack_network --params FILE --name NAME
 
-Writes model/trained/NAME/network.params, with the weights in half precision, and network.json beside it. Every flag
+Writes model/trained/NAME/NAME.params, with the weights in half precision, and network.json beside it. Every flag
 that takes a .params file then takes NAME. Vectors (biases, and batch normalization's parameters and statistics) stay in
 single precision: they are few, and variances may be smaller than half precision's least number.
 """

@@ -28,7 +28,7 @@ def packed(tmp_path, monkeypatch, digits):
 
 
 def test_a_short_name_is_the_file_of_that_network(packed, tmp_path, monkeypatch):
-    path = tmp_path / "trained" / "mine" / "network.params"
+    path = tmp_path / "trained" / "mine" / "mine.params"
     assert params_path("mine") == str(path)
     assert params_path("other") == "other"
     monkeypatch.chdir(tmp_path)

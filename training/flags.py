@@ -372,7 +372,7 @@ def add_evaluation_flags(parser):
         "--params",
         type=params_path,
         metavar="FILE",
-        help="parameters for --eval-only, or the name of a network that the repository holds: cifar10-attention56",
+        help="parameters for --eval-only, or the name of a network that the repository holds",
     )
     group.add_argument("--out", metavar="DIR", help="folder of --eval-only's pictures (default: that of --params)")
 

@@ -6,17 +6,16 @@ __all__ = ["DEFAULT", "TRAINED", "add_params_flag", "params_path", "trained_para
 
 TRAINED = Path(__file__).resolve().parent.parent / "model" / "trained"
 DEFAULT = "cifar10-attention56"
-FILE = "network.params"
 
 
 def trained_params(name):
     """The path of the parameters that the trained network of a short name has, or would have."""
-    return TRAINED / name / FILE
+    return TRAINED / name / f"{name}.params"
 
 
 def trained_names():
     """The short names of the trained networks at hand, a list of str."""
-    return sorted(path.parent.name for path in TRAINED.glob(f"*/{FILE}"))
+    return sorted(path.stem for path in TRAINED.glob("*/*.params"))
 
 
 def params_path(value):
@@ -30,10 +29,12 @@ def params_path(value):
 
 def add_params_flag(parser):
     """Add --params to a script that shows what a trained network does."""
+    at_hand = DEFAULT in trained_names()
     parser.add_argument(
         "--params",
         type=params_path,
-        default=DEFAULT,
+        default=DEFAULT if at_hand else None,
+        required=not at_hand,
         metavar="FILE",
         help="a .params file with its network.json beside it, or the name of a network that the repository holds",
     )
