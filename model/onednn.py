@@ -41,7 +41,7 @@ def hybridize(net, static=True, inference=False, bfloat16=False):
     """
     backend = None
     if bfloat16:
-        compute_in_bfloat16(net)
+        compute_in_bfloat16(net, inference)
         fuse(net, folding=False)
     elif next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
         if inference and not holds_squeeze_excitation(net):

@@ -45,8 +45,10 @@ def parse_arguments():
     mode.add_argument(
         "--loader", action="store_true", help="measure the loader alone and what it costs a training beside it"
     )
-    mode.add_argument("--profile", action="store_true", help="the time of a training step by operator")
+    parser.add_argument("--profile", action="store_true", help="the time of a training step of --form by operator")
     args = parser.parse_args()
+    if args.profile and (args.plain or args.memory_saving or args.bfloat16 or args.loader):
+        parser.error("--profile is of one form: choose it with --form")
     default, multiple, least = SIZES[args.net]
     args.input_size = args.input_size or default
     if args.input_size % multiple or args.input_size < least:
