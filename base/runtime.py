@@ -21,7 +21,15 @@ from base.errors import UserError
 from base.gpus import NVRTC_DRIVER, check_driver, check_gpu, gpus
 from base.text import one_line
 
-__all__ = ["THREAD_VARIABLES", "cores_of", "prepare_bfloat16", "prepare_mxnet", "real_core_count", "thread_count"]
+__all__ = [
+    "THREAD_VARIABLES",
+    "cores_of",
+    "prepare_bfloat16",
+    "prepare_mxnet",
+    "real_core_count",
+    "thread_count",
+    "uses_amx",
+]
 
 # Either of these is the user's own choice of a thread count.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
@@ -136,6 +144,11 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
         environ[ISA_VARIABLE] = AMX_ISA
     elif chosen == AMX_ISA:
         environ[ISA_VARIABLE] = BF16_ISA
+
+
+def uses_amx(environ=os.environ):
+    """Whether oneDNN computes in bfloat16 by AMX, after `prepare_bfloat16`."""
+    return environ.get(ISA_VARIABLE, "").upper() == AMX_ISA
 
 
 def cpu_features(root="/"):

@@ -10,6 +10,7 @@ import numpy as np
 from mxnet import autograd
 from mxnet.gluon import HybridBlock, nn
 
+from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
 from model.extension import descendants, extend
 from model.units import SqueezeExcitation
@@ -44,7 +45,7 @@ def compute_in_bfloat16(net, inference):
     extend(net, {nn.Conv2D: Float32Stem}, lambda block: block is first)
     extend(net, {nn.Conv2D: Float32Convolution}, lambda block: block in others and not works_in_bfloat16(block))
     extend(net, {nn.Conv2D: Bfloat16Convolution}, lambda block: block in others and works_in_bfloat16(block))
-    if inference:
+    if inference and not uses_amx():
         extend(net, {HybridBlock: ByTrainingKernels}, lambda block: block is net)
         for block in descendants(net):
             if isinstance(block, nn.BatchNorm):
@@ -83,8 +84,11 @@ def leave(F, x, channels):
 
 def in_blocks(F, x, channels):
     """A bfloat16 map, or the gradient by it, in the layout of oneDNN's convolutions, by a convolution that copies."""
-    ones = rounded(F, F.ones((channels, 1, 1, 1)))
-    return F.Convolution(x, ones, kernel=(1, 1), num_filter=channels, num_group=channels, no_bias=True)
+    if uses_amx():  # whose kernels have another layout than those of a convolution with each channel by itself
+        weight, groups = F.eye(channels).reshape((channels, channels, 1, 1)), 1
+    else:
+        weight, groups = F.ones((channels, 1, 1, 1)), channels
+    return F.Convolution(x, rounded(F, weight), kernel=(1, 1), num_filter=channels, num_group=groups, no_bias=True)
 
 
 class ByTrainingKernels(HybridBlock):

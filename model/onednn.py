@@ -12,6 +12,7 @@ from collections import Counter
 
 import mxnet as mx
 
+from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
 from model.bfloat16 import compute_in_bfloat16
 from model.extension import descendants, extend
@@ -42,7 +43,8 @@ def hybridize(net, static=True, inference=False, bfloat16=False):
     backend = None
     if bfloat16:
         compute_in_bfloat16(net, inference)
-        fuse(net, folding=False)
+        if inference or not uses_amx():  # not every kernel of AMX's has the same layout, by what it was seen to write
+            fuse(net, folding=False)
     elif next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
         if inference and not holds_squeeze_excitation(net):
             backend = "MKLDNN"  # makes normalization, ReLU and sums parts of the convolutions before them
