@@ -132,7 +132,8 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
     may_use_amx : callable
         Asks the kernel for its permission, and says whether it gave it.
 
-    Raises UserError where the processor has neither, and where the user's choice excludes both.
+    Says so in a line on stderr where the processor has AMX and the kernel refuses it. Raises UserError where the
+    processor has neither, and where the user's choice excludes both.
     """
     features = cpu_features(root)
     chosen = environ.get(ISA_VARIABLE, "").upper()
@@ -140,10 +141,16 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
         raise UserError("--bfloat16 needs a processor with AVX512-BF16 or AMX, and this one has neither")
     if chosen not in ("", "ALL", BF16_ISA, AMX_ISA):
         raise UserError(f"--bfloat16: {ISA_VARIABLE}={one_line(chosen)} keeps oneDNN from it; unset that variable")
-    if chosen in ("", AMX_ISA) and {"amx_tile", "amx_bf16"} <= features and may_use_amx():
+    if chosen not in ("", AMX_ISA):
+        return
+    has_amx = {"amx_tile", "amx_bf16"} <= features
+    if has_amx and may_use_amx():
         environ[ISA_VARIABLE] = AMX_ISA
-    elif chosen == AMX_ISA:
+        return
+    if chosen == AMX_ISA:
         environ[ISA_VARIABLE] = BF16_ISA
+    if has_amx:
+        print("the kernel does not allow AMX: bfloat16 may be no faster than float32 here", file=sys.stderr, flush=True)
 
 
 def uses_amx(environ=os.environ):

@@ -58,11 +58,13 @@ def machine(tmp_path):
         ("fpu avx512_bf16 amx_tile amx_int8", None, True, None),
     ],
 )
-def test_amx_is_used_where_processor_kernel_and_user_let_it(machine, features, chosen, allowed, then):
+def test_amx_is_used_where_processor_kernel_and_user_let_it(machine, capsys, features, chosen, allowed, then):
     environ = {} if chosen is None else {runtime.ISA_VARIABLE: chosen}
     prepare_bfloat16(environ, machine(features), lambda: allowed)
     assert environ.get(runtime.ISA_VARIABLE) == then
     assert uses_amx(environ) == (then == "AVX512_CORE_AMX")
+    refused = features == AMX and not allowed
+    assert capsys.readouterr().err.count("the kernel does not allow AMX") == refused
 
 
 @pytest.mark.parametrize(

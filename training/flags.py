@@ -414,7 +414,7 @@ def parse_arguments(parser, argv=None):
     if args.float16 and args.num_gpus == 0:
         parser.error("--float16 needs --num-gpus: MXNet has no float16 matrix product on a CPU")
     if args.bfloat16 and args.num_gpus:
-        parser.error("--bfloat16 is for the CPU: on GPUs, --float16 is the fast one")
+        parser.error("--bfloat16 is for the CPU, not for --num-gpus; --no-bfloat16 turns it off")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
     args.resumed, args.given = resumed, sorted(given)
     return args
