@@ -52,7 +52,7 @@ def main():
     check_evaluation_flags(parser, args)
 
     threads = choose_threads(args.num_gpus, args.resumed)
-    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads, bfloat16=args.bfloat16)  # everything below imports MXNet
     from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe
 

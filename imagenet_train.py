@@ -72,7 +72,7 @@ def main():
         parser.error(f"--model {RESNET} is for 32x32 images: cifar10_train.py has it")
 
     threads = choose_threads(args.num_gpus, args.resumed)
-    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads)  # everything below imports MXNet
+    prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads, bfloat16=args.bfloat16)  # everything below imports MXNet
     from model import AttentionNet
     from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe

@@ -21,11 +21,26 @@ from base.errors import UserError
 from base.gpus import NVRTC_DRIVER, check_driver, check_gpu, gpus
 from base.text import one_line
 
-__all__ = ["THREAD_VARIABLES", "cores_of", "prepare_mxnet", "real_core_count", "thread_count"]
+__all__ = [
+    "THREAD_VARIABLES",
+    "cores_of",
+    "prepare_bfloat16",
+    "prepare_mxnet",
+    "real_core_count",
+    "thread_count",
+    "uses_amx",
+]
 
 # Either of these is the user's own choice of a thread count.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS")
 MOST_THREADS = 1024
+
+# The newest instructions that oneDNN may use, and two values of it.
+ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
+BF16_ISA, AMX_ISA = "AVX512_CORE_BF16", "AVX512_CORE_AMX"
+
+# Linux on x86-64: a system call, its request for the use of a part of the processor's state, and AMX's part.
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
 
 # What libmxnet.so of mxnet-cu112 is linked against, as NVIDIA's wheels place it in site-packages/nvidia,
 # each after what it needs itself. The parts that cuDNN and NVRTC open later (libcudnn_ops_infer.so.8,
@@ -44,7 +59,12 @@ _CUDA_LIBRARIES = (
 )
 
 
-def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None):
+def _may_use_amx():
+    """Ask the kernel to let this process use AMX's tiles. Returns whether it may."""
+    return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+
+
+def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None, bfloat16=False):
     """Set MXNet's thread count and load its CUDA libraries, before MXNet is imported.
 
     OMP_NUM_THREADS becomes ``threads``, by default real_core_count(), unless the user has set it or
@@ -60,7 +80,7 @@ def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None):
     With a driver older than CUDA 11.8, MXNET_USE_FUSION becomes 0 unless the user has set it: MXNet would have NVRTC
     make operators of several, and the driver cannot read what that NVRTC writes.
 
-    A second call changes nothing.
+    For bfloat16, see `prepare_bfloat16`. A second call changes nothing.
 
     Parameters
     ----------
@@ -70,12 +90,16 @@ def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None):
     use_gpus : bool
         Whether the GPUs and their driver must be such as MXNet runs on.
     threads : int, optional
+    bfloat16 : bool
+        Whether a network will compute in bfloat16 on the CPU.
 
     Raises UserError where the user's thread count is none, where MXNet has already been imported with another one, and
     where it is a CUDA build and the NVIDIA driver is missing, a CUDA library cannot be loaded, or the driver or a GPU
     is too old or too new.
     """
     user_decided = _check_thread_variables(environ)
+    if bfloat16:
+        prepare_bfloat16(environ)
     if "mxnet" in sys.modules:
         if not user_decided and (threads or real_core_count()) != _default_thread_count():
             raise UserError("prepare_mxnet() must run before mxnet is imported: it sets OMP_NUM_THREADS")
@@ -91,6 +115,53 @@ def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None):
                 environ.setdefault("MXNET_USE_FUSION", "0")
             for gpu in gpus(driver):
                 check_gpu(gpu)
+
+
+def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
+    """Have oneDNN compute in bfloat16 by AMX where that is allowed, or else by AVX512-BF16, before its first operator.
+
+    oneDNN leaves AMX alone unless a variable names it. Then it uses it without having asked the kernel, and where that
+    has not given its permission, the process ends in an illegal instruction.
+
+    Parameters
+    ----------
+    environ : mutable mapping
+        The user's own choice there of what oneDNN may use is kept, but for an AMX that is not allowed.
+    root : path
+        Where the tree /proc is found.
+    may_use_amx : callable
+        Asks the kernel for its permission, and says whether it gave it.
+
+    Says so in a line on stderr where the processor has AMX and the kernel refuses it. Raises UserError where the
+    processor has neither, and where the user's choice excludes both.
+    """
+    features = cpu_features(root)
+    chosen = environ.get(ISA_VARIABLE, "").upper()
+    if "avx512_bf16" not in features:
+        raise UserError("--bfloat16 needs a processor with AVX512-BF16 or AMX, and this one has neither")
+    if chosen not in ("", "ALL", BF16_ISA, AMX_ISA):
+        raise UserError(f"--bfloat16: {ISA_VARIABLE}={one_line(chosen)} keeps oneDNN from it; unset that variable")
+    if chosen not in ("", AMX_ISA):
+        return
+    has_amx = {"amx_tile", "amx_bf16"} <= features
+    if has_amx and may_use_amx():
+        environ[ISA_VARIABLE] = AMX_ISA
+        return
+    if chosen == AMX_ISA:
+        environ[ISA_VARIABLE] = BF16_ISA
+    if has_amx:
+        print("the kernel does not allow AMX: bfloat16 may be no faster than float32 here", file=sys.stderr, flush=True)
+
+
+def uses_amx(environ=os.environ):
+    """Whether oneDNN computes in bfloat16 by AMX, after `prepare_bfloat16`."""
+    return environ.get(ISA_VARIABLE, "").upper() == AMX_ISA
+
+
+def cpu_features(root="/"):
+    """What the processor can do, by the names that Linux has for it: set of str."""
+    lines = (_read(Path(root, "proc/cpuinfo")) or "").splitlines()
+    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
 def real_core_count(root="/", cpus=None):

@@ -248,6 +248,8 @@ def attention_maps(net, modules, x):
             handle.detach()
     nodes = [seen[place, name] for place in range(len(modules)) for name in AttentionMaps._fields]
     maps = SymbolBlock(nodes, data, params=net.collect_params())(x)
+    # bfloat16, which numpy does not know, is none of the types that a network's images have
+    maps = [m if m.dtype == x.dtype else mx.nd.amp_cast(m, dtype=x.dtype) for m in maps]
     count = len(AttentionMaps._fields)
     return [AttentionMaps(*maps[first : first + count]) for first in range(0, len(maps), count)]
 

@@ -12,7 +12,10 @@ from collections import Counter
 
 import mxnet as mx
 
+from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
+from model.bfloat16 import compute_in_bfloat16
+from model.extension import descendants, extend
 from model.units import NormReLU, SqueezeExcitation
 from model.upsample import Upsample
 
@@ -21,7 +24,7 @@ __all__ = ["forget_graph", "hybridize"]
 BLOCK = 16  # channels
 
 
-def hybridize(net, static=True, inference=False):
+def hybridize(net, static=True, inference=False, bfloat16=False):
     """Make a network one graph, in the form that is fastest on its devices.
 
     Parameters
@@ -34,9 +37,15 @@ def hybridize(net, static=True, inference=False):
         Whether the network only classifies. On a CPU its graph then keeps a form of the parameters that it first sees:
         call `forget_graph` when they have changed. A network that trains must be another one, because oneDNN changes
         the layout of the weights at a moment of its own choosing, and training steps would not repeat bit for bit.
+    bfloat16 : bool
+        Whether it computes in bfloat16, on a CPU that can (`base.runtime`).
     """
     backend = None
-    if next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
+    if bfloat16:
+        compute_in_bfloat16(net, inference)
+        if inference or not uses_amx():  # not every kernel of AMX's has the same layout, by what it was seen to write
+            fuse(net, folding=False)
+    elif next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
         if inference and not holds_squeeze_excitation(net):
             backend = "MKLDNN"  # makes normalization, ReLU and sums parts of the convolutions before them
         optimize(net, folding=backend is not None)
@@ -68,25 +77,13 @@ def optimize(net, folding):
     extend(net, {SoftMask: PlainLayoutSoftMask, AttentionModule: PlainLayoutAttentionModule})
     if all(works_in_blocks(node["attrs"]) for node in graph(net) if node["op"] == "Convolution"):
         extend(net, {Upsample: BlockedLayoutUpsample, AttentionModule: BlockedLayoutAttentionModule})
-        fusible = fusible_normalizations(graph(net), folding)
-        extend(net, {NormReLU: FusedNormReLU}, lambda block: f"{block.name}_fwd" in fusible)
+        fuse(net, folding)
 
 
-def extend(net, extensions, chosen=lambda block: True):
-    """Put the methods of a subclass before those of every ``chosen`` block of a class, its subclasses' blocks too.
-
-    Parameters
-    ----------
-    net : HybridBlock
-    extensions : dict
-        {class: subclass}.
-    chosen : callable
-        Takes a block; whether it is one of those.
-    """
-    for block in descendants(net):
-        for kind, extension in extensions.items():
-            if isinstance(block, kind) and chosen(block):
-                block.__class__ = type(extension.__name__, (extension, type(block)), {})
+def fuse(net, folding):
+    """Make normalization and ReLU one operator wherever that is safe; ``folding`` is that of `optimize`."""
+    fusible = fusible_normalizations(graph(net), folding)
+    extend(net, {NormReLU: FusedNormReLU}, lambda block: f"{block.name}_fwd" in fusible)
 
 
 def to_plain_layout(x):
@@ -192,10 +189,3 @@ def writes_blocks(operator, inputs):
 def graph(net):
     """The nodes of a network's graph, a list of dict, in the order in which they run."""
     return json.loads(net(mx.sym.var("data")).tojson())["nodes"]
-
-
-def descendants(block):
-    """A block and all blocks within it."""
-    found = []
-    block.apply(found.append)
-    return found

@@ -19,6 +19,7 @@ SIZES = {"cifar": (32, 8, 16), "imagenet": (224, 32, 64)}
 FORMS = {
     "fast": "as the training scripts have it",
     "saving": "with their flag --memory-saving",
+    "bfloat16": "with their flag --bfloat16",
     "plain": "MXNet's own interpolation, sigmoid, thread count and memory",
 }
 
@@ -40,11 +41,14 @@ def parse_arguments():
         help="measure the plain form too, in turns with the fast one, each in processes of its own",
     )
     mode.add_argument("--memory-saving", action="store_true", help="the same with the saving form")
+    mode.add_argument("--bfloat16", action="store_true", help="the same with the form in bfloat16")
     mode.add_argument(
         "--loader", action="store_true", help="measure the loader alone and what it costs a training beside it"
     )
-    mode.add_argument("--profile", action="store_true", help="the time of a training step by operator")
+    parser.add_argument("--profile", action="store_true", help="the time of a training step of --form by operator")
     args = parser.parse_args()
+    if args.profile and (args.plain or args.memory_saving or args.bfloat16 or args.loader):
+        parser.error("--profile is of one form: choose it with --form")
     default, multiple, least = SIZES[args.net]
     args.input_size = args.input_size or default
     if args.input_size % multiple or args.input_size < least:
@@ -100,12 +104,13 @@ def form_figures(measured, batch_size):
 
 def form_lines(form, figures):
     seconds = {name: median(values) for name, values in figures["seconds"].items()}
+    precision = " in float32" if form == "bfloat16" else ""
     return [
         f"{form} form, OMP_NUM_THREADS {figures['omp_num_threads'] or 'not set'}",
         f"  training      {figures['training_images_per_second']:8.1f} images/s   step {seconds['training']:.3f} s, "
-        f"{figures['step_to_convolutions']:.2f} times its convolutions' {seconds['convolutions']:.3f} s",
+        f"{figures['step_to_convolutions']:.2f} times its convolutions' {seconds['convolutions']:.3f} s{precision}",
         f"  inference     {figures['inference_images_per_second']:8.1f} images/s   "
-        f"{100 * figures['inference_to_convolutions']:.0f} % of its convolutions' speed",
+        f"{100 * figures['inference_to_convolutions']:.0f} % of its convolutions' speed{precision}",
         f"  peak memory   {figures['peak_memory'] / 1e9:8.2f} GB in training",
     ]
 
@@ -152,13 +157,14 @@ def operator_lines(operators):
 
 def main():
     args = parse_arguments()
-    if args.plain or args.memory_saving:
-        figures, lines = compare_forms(measure_both("plain" if args.plain else "saving", args), args)
+    other = "plain" if args.plain else "saving" if args.memory_saving else "bfloat16" if args.bfloat16 else None
+    if other:
+        figures, lines = compare_forms(measure_both(other, args), args)
     else:
         if args.profile:
             os.environ["MXNET_EXEC_BULK_EXEC_TRAIN"] = "0"
         if args.form != "plain":
-            prepare_mxnet()
+            prepare_mxnet(bfloat16=args.form == "bfloat16")
         from scripts.measurements import measure_form, measure_loader, measure_operators
 
         if args.loader:

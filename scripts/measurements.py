@@ -134,7 +134,8 @@ def ready_net(args, inference=False):
         make_plain(net).initialize(INITIALIZER)
         net.hybridize()
     else:
-        initialize(net, [mx.cpu()], INITIALIZER, memory_saving=args.form == "saving", inference=inference)
+        dtype = "bfloat16" if args.form == "bfloat16" else "float32"
+        initialize(net, [mx.cpu()], INITIALIZER, dtype, memory_saving=args.form == "saving", inference=inference)
     return net, classes
 
 

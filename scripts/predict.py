@@ -29,12 +29,16 @@ def parse_arguments():
         "--attention", type=Path, metavar="DIR", help="draw what the network attends to in each image, as PNG"
     )
     parser.add_argument("--num-gpus", type=int, choices=[0, 1], default=0, help="1 for a GPU; 0 is the CPU")
-    return parser.parse_args()
+    parser.add_argument("--bfloat16", action="store_true", help="compute in bfloat16, on a CPU that can")
+    args = parser.parse_args()
+    if args.bfloat16 and args.num_gpus:
+        parser.error("--bfloat16 is for the CPU")
+    return args
 
 
 def main():
     args = parse_arguments()
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(bfloat16=args.bfloat16)  # everything below imports MXNet
     from base.devices import contexts
     from data.views import list_pictures
     from model.onednn import hybridize
@@ -42,7 +46,7 @@ def main():
 
     paths = list_pictures(args.images)
     net, description = load_network(args.params, contexts(args.num_gpus))
-    hybridize(net, static=False, inference=True)
+    hybridize(net, static=False, inference=True, bfloat16=args.bfloat16)
     artist = None
     if args.attention:
         from training.attention_pictures import AttentionArtist  # which imports matplotlib

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 SLOW = {
     "test_attention_masks.py::test_a_network_made_fast_gives_the_same_masks_and_then_the_same_classes",
     "test_benchmark.py",
+    "test_bfloat16.py",
     "test_benchmark_loaders.py",
     "test_benchmark_sync.py",
     "test_constants.py",

@@ -15,7 +15,7 @@ from training.distributed import process_group
 from training.evaluation import Findings, class_table, draw_findings
 from training.fine_tuning import FineTuning
 from training.flags import NETWORKS, RESNET
-from training.learner import Learner, LearnerOptions, mirror_averaged, validate
+from training.learner import Learner, LearnerOptions, mirror_averaged, stored, validate
 from training.loop import fit
 from training.network_file import NETWORK_FILE, load_network, make_network
 from training.optimizers import optimizer_options
@@ -164,8 +164,8 @@ def check_mirroring(dataset, tta):
 
 
 def precision(args):
-    """The type of the network's numbers."""
-    return "float16" if args.float16 else "float32"
+    """What the network computes in."""
+    return "bfloat16" if args.bfloat16 else "float16" if args.float16 else "float32"
 
 
 def load_for_evaluation(args, devices, datasets):
@@ -215,8 +215,8 @@ def evaluate(net, description, dataset, group, args):
         raise UserError(f"{args.params} does not take images of {dataset.size}x{dataset.size}")
     dataset = dataset._replace(mean=description.mean, std=description.std)
     loader = make_loader(dataset, "test", group, args)
-    net.cast(precision(args))
-    hybridize(net, inference=True)
+    net.cast(stored(precision(args)))
+    hybridize(net, inference=True, bfloat16=args.bfloat16)
     findings = Findings(dataset)
     with ProgressBar(loader.steps, "validation", args.log_interval, shown=group.is_main_process) as bar:
         averaged = mirror_averaged(net) if args.tta else net

@@ -26,6 +26,7 @@ __all__ = [
     "StepOptions",
     "initialize",
     "mirror_averaged",
+    "stored",
     "take_step",
     "train_step",
     "validate",
@@ -52,7 +53,7 @@ class LearnerOptions:
     Attributes
     ----------
     dtype : str
-        Of the network's numbers, "float32" or "float16".
+        What the network computes in: "float32", "float16" or "bfloat16".
     memory_saving : bool
         Whether the backward pass computes maps again (`training.recomputation`).
     accumulate : int
@@ -139,7 +140,7 @@ class Learner:
         mx.random.seed(int(draw.integers(2**31)))
         self.trainer.set_learning_rate(learning_rate)
         dtype = self._options.dtype
-        shares = [(example.images.astype(dtype, copy=False), example.smoothed) for example in examples]
+        shares = [(example.images.astype(stored(dtype), copy=False), example.smoothed) for example in examples]
         scale = self.state.loss_scale
 
         def sums(outputs, losses):
@@ -194,16 +195,21 @@ class Learner:
         return means
 
 
+def stored(dtype):
+    """The type of the parameters, the images and the logits of a network that computes in ``dtype``."""
+    return "float32" if dtype == "bfloat16" else dtype
+
+
 def initialize(net, devices, initializer, dtype="float32", memory_saving=False, inference=False):
     """Initialize a network on devices, as one graph on each, for training or, without gradients, for inference.
 
-    Returns it.
+    It computes in ``dtype``. Returns it.
     """
     if inference:
         net.collect_params().setattr("grad_req", "null")
     net.initialize(initializer, ctx=devices)
-    net.cast(dtype)  # Gluon keeps batch normalization in float32
-    hybridize(net, static=not memory_saving, inference=inference)
+    net.cast(stored(dtype))  # Gluon keeps batch normalization in float32
+    hybridize(net, static=not memory_saving, inference=inference, bfloat16=dtype == "bfloat16")
     if not memory_saving and not inference:
         keep_matrices(net)
     return net
@@ -363,6 +369,7 @@ def mirror_averaged(net):
 def validate(net, loader, dtype, group, on_step=lambda images: None, on_output=lambda batch, output: None):
     """The means of `validation_metrics` over all processes' images, each counted once: {name: mean}.
 
+    The network computes in ``dtype``.
     ``on_step`` is called after every step with the number of images, ``on_output`` with every `data.loader.Batch` and
     the logits (count, classes) of its images that count.
     """
@@ -370,7 +377,7 @@ def validate(net, loader, dtype, group, on_step=lambda images: None, on_output=l
     averages = Averages.of(metrics)
     for batches in loader.epoch(0):
         for batch in batches:
-            output = net(batch.images.astype(dtype, copy=False)).astype("float32")[: batch.count]
+            output = net(batch.images.astype(stored(dtype), copy=False)).astype("float32")[: batch.count]
             labels = batch.labels[: batch.count]
             if batch.count:
                 on_output(batch, output)

@@ -19,7 +19,7 @@ from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
 from training.run.signals import StopSignals
 
-__all__ = ["Run", "RunOptions", "other_threads", "what_changes"]
+__all__ = ["Run", "RunOptions", "other_precision", "other_threads", "what_changes"]
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SKIPS_IN_A_ROW = 10  # as many losses in a row that are not finite are no accident of their images
@@ -137,7 +137,11 @@ class Run:
         if self._resumed:
             self._restore(learner)
             then = self._resumed.checkpoint.facts
-            changes = what_changes(then.get("devices"), devices), other_threads(then.get("threads"), threads)
+            changes = (
+                what_changes(then.get("devices"), devices),
+                other_threads(then.get("threads"), threads),
+                other_precision(then["settings"].get("bfloat16", False), self._settings.get("bfloat16", False)),
+            )
             for said in filter(None, changes):
                 self._logger.info(said)
         else:
@@ -300,6 +304,14 @@ def other_threads(then, now):
         f"threads: {now} instead of {then}; sums in another order end in other last bits than an undisturbed run's "
         f"(OMP_NUM_THREADS={then} keeps them)"
     )
+
+
+def other_precision(then, now):
+    """A line about a run that goes on with --bfloat16 and began without, or the other way; None for neither."""
+    if then == now:
+        return None
+    before, after = ("in bfloat16" if flag else "in float32" for flag in (then, now))
+    return f"computing {after}, and until here {before}: the numbers are others from here on"
 
 
 def what_changes(then, now):
