@@ -1,6 +1,7 @@
 """Draw a run's accuracy and loss curves from its CSV: python -m scripts.plot_curves log/text/RUN.csv"""
 
 import csv
+import io
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import matplotlib
 import pandas
 
 from base.errors import UserError, run_command
+from base.files import open_regular
 from base.flags import OneLineParser
 from base.text import one_line
 
@@ -28,7 +30,7 @@ def read_figures(path):
     """
     columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             names, *rows = filter(None, csv.reader(file))
         if len(set(names)) < len(names) or any(len(row) > len(names) for row in rows):
             raise ValueError("its rows do not fit their names")
