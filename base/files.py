@@ -1,13 +1,15 @@
-"""Writing that succeeds or says in one line why it did not."""
+"""Writing that succeeds or says in one line why it did not, and reading that waits for nobody."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "fsync", "write_whole", "writing"]
+__all__ = ["append", "file_digest", "fsync", "open_regular", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -51,10 +53,19 @@ def fsync(path):
             os.close(descriptor)
 
 
+def open_regular(path):
+    """A file, opened to read its bytes. Raises OSError for a pipe, which would be waited for, and for a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(descriptor, "rb")
+
+
 def file_digest(path):
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `open_regular` does."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from base.errors import UserError, run_command
+from base.files import open_regular
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
 from base.processes import die_with
 from base.text import one_line
@@ -97,7 +98,8 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
 def _listed_classes(path):
     """The classes that a list of them names, or None where there is no list."""
     try:
-        names = path.read_text(**TEXT).splitlines()
+        with open_regular(path) as file:
+            names = file.read().decode(**TEXT).splitlines()
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -12,7 +12,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that photographs are 
 DECODED = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")  # of those that Pillow knows, what DALI decodes too
 
 # Pillow warns of an image that is large, on two lines, and refuses one twice as large: the second is enough.
+# It warns of odd EXIF data, too, which are no fault of the picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager

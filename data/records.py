@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from base.errors import UserError
-from base.files import file_digest
+from base.files import file_digest, open_regular
 
 __all__ = [
     "LARGEST_IMAGE",
@@ -245,7 +245,8 @@ def ensure_records(folder, source, splits, may_write=True):
 
 def _is_current(folder, source):
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        with open_regular(folder / MANIFEST) as file:
+            manifest = json.loads(file.read())
         return (
             manifest["format"] == FORMAT_VERSION
             and manifest["source"] == source

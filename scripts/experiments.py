@@ -6,6 +6,7 @@ python -m scripts.experiments learning --scale small --seeds 3
 import concurrent.futures
 import contextlib
 import csv
+import io
 import os
 import queue
 import shlex
@@ -18,7 +19,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from base.errors import UserError, run_command
-from base.files import writing
+from base.files import open_regular, writing
 from base.flags import OneLineParser, bounded_int
 from base.runtime import prepare_mxnet
 from training.flags import parse_arguments, training_parser
@@ -304,7 +305,7 @@ def absolute(place):
 def finished(trial, log_dir):
     """The rows of a training's CSV, {column: number} each, if it has all its epochs; else None."""
     try:
-        with open(log_dir / "text" / f"{trial.run}.csv", newline="") as file:
+        with io.TextIOWrapper(open_regular(log_dir / "text" / f"{trial.run}.csv"), newline="") as file:
             rows = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(file)]
         whole = rows and {"val_accuracy", "seconds"} <= set(rows[-1]) and rows[-1]["epoch"] >= trial.epochs
         return rows if whole else None

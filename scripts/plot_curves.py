@@ -5,6 +5,7 @@ its accuracies and its losses; several runs give a picture for each figure that 
 """
 
 import csv
+import io
 import sys
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +14,7 @@ import matplotlib
 import pandas
 
 from base.errors import UserError, run_command
+from base.files import open_regular
 from base.flags import OneLineParser
 from base.text import one_line
 
@@ -111,7 +113,7 @@ def read_figures(path, columns=None):
     These are left out. Raises UserError where it cannot be read, lacks a column, or has no epoch.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             names, *rows = filter(None, csv.reader(file))
         if len(set(names)) < len(names) or any(len(row) > len(names) for row in rows):
             raise ValueError("its rows do not fit their names")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def main():
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=non_negative_float, default=0, help="go on for so long at least")
     parser.add_argument("--stops", type=non_negative_int, default=25, help="stop at least so many processes")
-    parser.add_argument("--epochs", type=positive_int, default=3, help="of six steps, in each training")
+    parser.add_argument("--epochs", type=positive_int, default=10, help="of six steps, in each training")
     parser.add_argument("--seed", type=non_negative_int, help="of the moments; drawn where not given")
     parser.add_argument("--attention", action="store_true", help="train Attention-56, not a small network: slower")
     parser.add_argument("--data-dir", type=Path, default=ROOT / "data" / "sets", help="folder of the data sets")
@@ -91,7 +91,9 @@ def torture(folder, plan):
     processes not as it should.
     """
     began, draw = time.monotonic(), random.Random(plan.seed)
-    pace = undisturbed(folder / "straight", plan)
+    lifetime = time.monotonic()
+    _finish(start(folder / "straight", plan))
+    lifetime = time.monotonic() - lifetime
     expected, stopped, edited = outcome(folder / "straight"), Counter(), Counter()
     with disk(folder / "disk", DISK[plan.attention]) as mounted:
         ways, edits = deck(STOPS if mounted else set(STOPS) - {fill_disk}, draw), deck(EDITS, draw)
@@ -101,7 +103,7 @@ def torture(folder, plan):
             if not plan.minutes:
                 most = min(most, plan.stops - stopped.total())
             try:
-                one_training(Life(log_dir, plan, draw, pace), most, ways, edits, (stopped, edited))
+                one_training(Life(log_dir, plan, draw, lifetime), most, ways, edits, (stopped, edited))
                 differences = compare(outcome(log_dir), expected)
             except UserError as error:
                 raise UserError(f"seed {plan.seed}, training {number}: {error}") from None
@@ -111,25 +113,6 @@ def torture(folder, plan):
             print(f"training {number}: {_counts(stopped)}; edited: {_counts(edited)}; all equal", flush=True)
             if stopped.total() >= plan.stops and time.monotonic() - began >= 60 * plan.minutes:
                 break
-
-
-Pace = namedtuple("Pace", ["loading", "working"])
-Pace.__doc__ = "Seconds until a process writes something, and from then on to its end."
-
-
-def undisturbed(log_dir, plan):
-    """Run a training that is left alone. Returns its `Pace`."""
-    began, process = time.monotonic(), start(log_dir, plan)
-    while process.poll() is None and not log_size(log_dir):
-        time.sleep(0.01)
-    writing = time.monotonic()
-    _finish(process)
-    return Pace(writing - began, time.monotonic() - writing)
-
-
-def log_size(log_dir):
-    """Bytes in the text logs under a log folder."""
-    return sum(path.stat().st_size for path in log_dir.glob("text/*.log"))
 
 
 def one_training(life, most, ways, edits, counts):
@@ -174,8 +157,8 @@ class Life:
     log_dir : pathlib.Path
     plan : Plan
     draw : random.Random
-    pace : Pace
-        Of a process that nobody stops.
+    lifetime : float
+        Seconds that a process takes which nobody stops.
 
     Attributes
     ----------
@@ -183,30 +166,36 @@ class Life:
         The last one begun.
     """
 
-    def __init__(self, log_dir, plan, draw, pace):
-        self.log_dir, self.plan, self.draw, self._pace = log_dir, plan, draw, pace
-        self.process = self._size = None
+    def __init__(self, log_dir, plan, draw, lifetime):
+        self.log_dir, self.plan, self.draw, self._lifetime = log_dir, plan, draw, lifetime
+        self.process = None
 
     def begin(self):
         """Start the next process."""
-        self._size = log_size(self.log_dir)
         self.process = start(self.log_dir, self.plan)
 
     def pass_time(self, share=1.0):
-        """Wait for some share of a life, at most, or until it is over.
+        """Wait for some share of a life, or of what is left of the training, at most, or until the process has ended.
 
-        Most of a life of a small network is loading: three times of four, what counts begins when it writes.
+        Most of a life is loading, so three times of four the moment is one after so many more steps.
         """
-        span = sum(self._pace)
         if self.draw.random() < 3 / 4:
-            self._wait(lambda: log_size(self.log_dir) != self._size)
-            span = self._pace.working
-        moment = time.monotonic() + self.draw.uniform(0, share * span)
+            saved = self._saved()
+            steps = self.draw.uniform(0, share * max(1, self.plan.epochs * LIMIT // BATCH_SIZE - saved))
+            self._wait(lambda: self._saved() > saved + steps)
+            moment = time.monotonic() + self.draw.uniform(0, 0.1)
+        else:
+            moment = time.monotonic() + self.draw.uniform(0, share * self._lifetime)
         self._wait(lambda: time.monotonic() > moment)
+
+    def _saved(self):
+        """How many checkpoints the training has written so far."""
+        paths = [path for run in self.files("params/*") for path in Checkpoints(run).paths()]
+        return max((int(path.name.rpartition("-")[2]) for path in paths), default=0)
 
     def _wait(self, condition):
         while self.process.poll() is None and not condition():
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def send(self, number):
         """Send a signal, unless the process has ended."""

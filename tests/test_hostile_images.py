@@ -340,3 +340,18 @@ def test_a_list_of_classes_that_cannot_be_read_or_is_empty_is_named(tmp_path):
     (tmp_path / "classes.txt").unlink()
     (tmp_path / "classes.txt").mkdir()
     assert "cannot read" in refusal(open_imagenet, tmp_path)
+
+
+ODD_EXIF = """
+import io
+from PIL import Image
+from data.imagenet import as_jpeg
+buffer = io.BytesIO()
+Image.new("RGB", (32, 32)).save(buffer, "JPEG", exif=b"Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x05\\0\\x12\\x01")
+print(as_jpeg(buffer.getvalue())[0][:2])
+"""
+
+
+def test_odd_exif_data_are_nothing_to_say():
+    process = subprocess.run([sys.executable, "-c", ODD_EXIF], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (0, repr(b"\xff\xd8") + "\n", "")

@@ -10,7 +10,7 @@ from tests.test_resume import FLAGS, results, snapshot, stop_at, train
 
 
 def test_trainings_survive_every_stop(tmp_path, digits, capsys):
-    plan = Plan(digits.records["train"].parents[2], minutes=0, stops=len(STOPS), epochs=1, seed=20)
+    plan = Plan(digits.records["train"].parents[2], minutes=0, stops=len(STOPS), epochs=3, seed=20)
     torture(tmp_path, plan)
     assert capsys.readouterr().out.splitlines()[-1].endswith("all equal")
     assert not list((tmp_path / "disk").iterdir())

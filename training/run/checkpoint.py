@@ -15,7 +15,7 @@ import shutil
 import numpy as np
 
 from base.errors import UserError
-from base.files import file_digest, fsync, writing
+from base.files import file_digest, fsync, open_regular, writing
 
 __all__ = ["Checkpoint", "Checkpoints"]
 
@@ -45,7 +45,8 @@ class Checkpoint:
     def __init__(self, path):
         self.path = path
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
+            with open_regular(path / MANIFEST) as file:
+                manifest = json.loads(file.read())
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         if not isinstance(manifest, dict) or manifest.get("sha256") != _own_digest(manifest):

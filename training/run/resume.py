@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 
 from base.errors import UserError
+from base.files import open_regular
 from training.distributed.launcher import launch_info
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.files import RunFiles, Written
@@ -62,7 +63,7 @@ class Resumed:
     def last_line(self):
         """The line that the run finished with; None where it has not."""
         try:
-            with open(self.files.log, "rb") as log:
+            with open_regular(self.files.log) as log:
                 log.seek(self.written.sizes.get(self.files.log.name, 0))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
