@@ -115,6 +115,7 @@ IMAGES = 50_000, 10_000  # of CIFAR-10
 # A training of Attention-56 with one thread of an AMD EPYC with AVX-512 took 46 images a second, of 0.503 G
 # multiply-adds each in the forward pass.
 MULTIPLY_ADDS_A_SECOND = 23e9
+BFLOAT16_GAIN = 1.8  # docs/speed.md
 VALIDATION = 1 / 3  # of the time of a training image
 
 Trial = namedtuple("Trial", ["run", "variant", "seed", "flags", "epochs"])
@@ -147,11 +148,13 @@ def main():
         type=bounded_int(MOST),
         help="trainings side by side on a CPU (default: one for each core, of one thread)",
     )
+    parser.add_argument("--bfloat16", action="store_true", help="the training script's flag of that name")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and the hours they will take")
     args = parser.parse_args()
     trials = plan(args.name, args.scale, args.seeds)
     jobs = args.num_gpus or args.jobs or len(os.sched_getaffinity(0))
     place = ["--data-dir", args.data_dir, "--log-dir", str(args.log_dir), "--num-gpus", str(min(args.num_gpus, 1))]
+    place += ["--bfloat16"] * args.bfloat16
     if args.dry_run:
         print_plan(trials, place, jobs)
         return
@@ -179,18 +182,18 @@ def training_flags(flags):
 def print_plan(trials, place, jobs):
     """Print the commands, and the hours that they take on a CPU."""
     prepare_mxnet()
-    hours = 0
+    speed, hours = MULTIPLY_ADDS_A_SECOND * (BFLOAT16_GAIN if "--bfloat16" in place else 1), 0
     for trial in trials:
         print(shlex.join(["python3", "cifar10_train.py", "--run-name", trial.run, *trial.flags, *place]))
-        hours += estimated_hours(trial)
+        hours += estimated_hours(trial, speed)
     print(
         f"{len(trials)} trainings: about {hours:.1f} hours of one thread, {hours / jobs:.1f} with {jobs} side by side, "
-        f"at {MULTIPLY_ADDS_A_SECOND / 1e9:.0f} G multiply-adds a second (AMD EPYC with AVX-512; no GPU was measured)"
+        f"at {speed / 1e9:.0f} G multiply-adds a second (AMD EPYC with AVX-512; no GPU was measured)"
     )
 
 
-def estimated_hours(trial):
-    """Hours that a training takes one thread, by its network's multiply-adds."""
+def estimated_hours(trial, speed):
+    """Hours that a training takes one thread, by its network's multiply-adds and those of a second."""
     # imported late: MXNet
     from data.dataset import Dataset
     from model.summary import multiply_adds
@@ -203,7 +206,7 @@ def estimated_hours(trial):
     net = make_network(describe(images, family, args.num_layers, **network_fields(args)))
     train, test = (min(count, args.limit or count) for count in IMAGES)
     work = trial.epochs * (train + VALIDATION * test) * multiply_adds(net, (1, 3, 32, 32))
-    return work / MULTIPLY_ADDS_A_SECOND / 3600
+    return work / speed / 3600
 
 
 class StoppableTrainings:
