@@ -68,8 +68,7 @@ def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None, bfloat16=Fals
     """Set MXNet's thread count and load its CUDA libraries, before MXNet is imported.
 
     OMP_NUM_THREADS becomes ``threads``, by default real_core_count(), unless the user has set it or
-    MXNET_OMP_MAX_THREADS. By default MXNet takes half the visible cores, on the assumption that they are
-    hyper-threads; where they are not, that halves its throughput.
+    MXNET_OMP_MAX_THREADS. MXNet takes half the visible cores, as if all were hyper-threads.
 
     MXNET_CPU_TEMP_COPY becomes 1 unless the user has set it: MXNet would keep four work spaces for its operators,
     each as large as the largest, of which one at a time is used.
