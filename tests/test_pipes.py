@@ -1,7 +1,9 @@
 """A pipe or a device in the place of a file is not waited for, and not read for ever."""
 
 import os
+import resource
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -19,15 +21,18 @@ from training.run.resume import Resumed
 
 @pytest.fixture(autouse=True)
 def impatient():
-    """A test that waits fails."""
+    """A test that waits, or takes a gigabyte, fails."""
 
     def give_up(*_):
         raise AssertionError("it waits")
 
-    before = signal.signal(signal.SIGALRM, give_up)
+    before, limits = signal.signal(signal.SIGALRM, give_up), resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, limits[1]))
     signal.alarm(60)
     yield
     signal.alarm(0)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
     signal.signal(signal.SIGALRM, before)
 
 
