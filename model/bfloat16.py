@@ -16,7 +16,7 @@ from model.extension import descendants, extend
 from model.units import SqueezeExcitation
 from model.upsample import Upsample
 
-__all__ = ["compute_in_bfloat16"]
+__all__ = ["compute_in_bfloat16", "outside_squeeze_excitation", "works_in_blocks"]
 
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])  # as MXNet names it; numpy has no such type
 BLOCK = 16  # channels: what oneDNN's convolutions in bfloat16 work by
@@ -31,9 +31,8 @@ def compute_in_bfloat16(net, inference):
     inference : bool
         Whether it only classifies.
     """
-    inside = {part for block in descendants(net) if isinstance(block, SqueezeExcitation) for part in within(block)}
-    convolutions = [block for block in descendants(net) if isinstance(block, nn.Conv2D) and block not in inside]
-    first, *others = convolutions
+    blocks = outside_squeeze_excitation(net)
+    first, *others = (block for block in blocks if isinstance(block, nn.Conv2D))
     islands = {
         Upsample: Float32Upsample,
         SoftMask: Float32SoftMask,
@@ -41,10 +40,10 @@ def compute_in_bfloat16(net, inference):
         SqueezeExcitation: Float32SqueezeExcitation,
         nn.GlobalAvgPool2D: Float32Pooling,
     }
-    extend(net, islands, lambda block: block not in inside)
+    extend(net, islands, lambda block: block in blocks)
     extend(net, {nn.Conv2D: Float32Stem}, lambda block: block is first)
-    extend(net, {nn.Conv2D: Float32Convolution}, lambda block: block in others and not works_in_bfloat16(block))
-    extend(net, {nn.Conv2D: Bfloat16Convolution}, lambda block: block in others and works_in_bfloat16(block))
+    extend(net, {nn.Conv2D: Float32Convolution}, lambda block: block in others and not works_in_blocks(block))
+    extend(net, {nn.Conv2D: Bfloat16Convolution}, lambda block: block in others and works_in_blocks(block))
     if inference and not uses_amx():
         extend(net, {HybridBlock: ByTrainingKernels}, lambda block: block is net)
         for block in descendants(net):
@@ -52,13 +51,17 @@ def compute_in_bfloat16(net, inference):
                 block._kwargs["use_global_stats"] = True
 
 
-def within(block):
-    """All blocks within a block."""
-    return descendants(block)[:-1]
+def outside_squeeze_excitation(net):
+    """All blocks of a network but those within squeeze-and-excitation, whose convolutions are of single positions."""
+    inside = set()
+    for block in descendants(net):
+        if isinstance(block, SqueezeExcitation):
+            inside.update(descendants(block.gate))
+    return [block for block in descendants(net) if block not in inside]
 
 
-def works_in_bfloat16(convolution):
-    """Whether oneDNN has a fast kernel for a convolution in bfloat16, or one at all."""
+def works_in_blocks(convolution):
+    """Whether a Conv2D has whole blocks of channels, for which oneDNN has fast kernels, and in bfloat16 any at all."""
     channels = convolution._in_channels, convolution._channels
     return convolution._kwargs["num_group"] == 1 and all(count % BLOCK == 0 for count in channels)
 

@@ -11,10 +11,11 @@ import json
 from collections import Counter
 
 import mxnet as mx
+from mxnet.gluon import nn
 
 from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
-from model.bfloat16 import compute_in_bfloat16
+from model.bfloat16 import compute_in_bfloat16, outside_squeeze_excitation, works_in_blocks
 from model.extension import descendants, extend
 from model.units import NormReLU, SqueezeExcitation
 from model.upsample import Upsample
@@ -66,7 +67,8 @@ def optimize(net, folding):
     """Prepare a network for `hybridize`: fewer passes over memory.
 
     Products read plain maps. Where all convolutions work in whole blocks, maps are converted to blocks right after
-    products, and normalization and ReLU become one operator wherever that is safe.
+    products, and normalization and ReLU become one operator wherever that is safe. Where some do not, they get blocks
+    around them, because normalization between two layouts takes many times as long.
 
     Parameters
     ----------
@@ -75,9 +77,13 @@ def optimize(net, folding):
         Whether normalization and ReLU stay apart where the backend makes them parts of a convolution.
     """
     extend(net, {SoftMask: PlainLayoutSoftMask, AttentionModule: PlainLayoutAttentionModule})
-    if all(works_in_blocks(node["attrs"]) for node in graph(net) if node["op"] == "Convolution"):
+    extend(net, {SqueezeExcitation: PlainLayoutSqueezeExcitation})
+    if all(has_one_layout(node["attrs"]) for node in graph(net) if node["op"] == "Convolution"):
         extend(net, {Upsample: BlockedLayoutUpsample, AttentionModule: BlockedLayoutAttentionModule})
         fuse(net, folding)
+    elif not folding:
+        _, *others = (block for block in outside_squeeze_excitation(net) if isinstance(block, nn.Conv2D))
+        extend(net, {nn.Conv2D: BlockedLayoutConvolution}, lambda block: block in others and not works_in_blocks(block))
 
 
 def fuse(net, folding):
@@ -123,6 +129,21 @@ class BlockedLayoutAttentionModule(AttentionModule):
 
     def combine(self, F, mask, trunk):
         return to_blocked_layout(F, super().combine(F, mask, trunk), self.channels)
+
+
+class PlainLayoutSqueezeExcitation(SqueezeExcitation):
+    """Squeeze-and-excitation whose pooling and product read a plain map."""
+
+    def hybrid_forward(self, F, x):
+        return super().hybrid_forward(F, to_plain_layout(x))
+
+
+class BlockedLayoutConvolution(nn.Conv2D):
+    """A convolution of another layout, which reads blocks and writes blocks, of gradients too."""
+
+    def hybrid_forward(self, F, x, weight, bias=None):
+        y = super().hybrid_forward(F, to_blocked_layout(F, x, self._in_channels), weight, bias)
+        return to_blocked_layout(F, y, self._channels)
 
 
 class BlockedLayoutUpsample(Upsample):
@@ -171,7 +192,7 @@ def fusible_normalizations(nodes, folding):
     return fusible
 
 
-def works_in_blocks(convolution):
+def has_one_layout(convolution):
     """Whether oneDNN has but one layout for a convolution's maps; ``convolution`` are its attributes."""
     filters, groups = int(convolution["num_filter"]), int(convolution.get("num_group", 1))
     return filters % BLOCK == 0 and groups in (1, filters)
