@@ -44,7 +44,7 @@ def hybridize(net, static=True, inference=False, bfloat16=False):
     backend = None
     if bfloat16:
         compute_in_bfloat16(net, inference)
-        if inference or not uses_amx():  # not every kernel of AMX's has the same layout, by what it was seen to write
+        if inference or not uses_amx():  # whose gradients may have another layout, which the one operator refuses
             fuse(net, folding=False)
     elif next(iter(net.collect_params().values())).list_ctx()[0].device_type == "cpu":
         if inference and not holds_squeeze_excitation(net):
