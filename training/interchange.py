@@ -9,13 +9,13 @@ import functools
 import importlib
 import io
 import json
-import os
 
 import mxnet as mx
 import numpy as np
 
 from base.errors import UserError
 from base.files import write_whole
+from training.params_format import saved_in_memory
 
 __all__ = ["ONNX_OPSET", "REQUIREMENTS", "needed", "onnx_model", "write_onnx", "write_safetensors", "write_symbol"]
 
@@ -50,9 +50,7 @@ def write_symbol(net, stem):
     arrays = {f"{kinds[name]}:{name}": array for name, array in _arrays(net).items()}
     paths = stem.with_name(f"{stem.name}-symbol.json"), stem.with_name(f"{stem.name}-0000.params")
     write_whole(paths[0], io.BytesIO(symbol.tojson().encode()))
-    # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
-    with open(os.memfd_create("params"), "w+b") as memory:
-        mx.nd.save(f"/proc/self/fd/{memory.fileno()}", arrays)
+    with saved_in_memory(arrays) as memory:
         write_whole(paths[1], memory)
     return paths
 

@@ -1,18 +1,33 @@
-"""The layout of MXNet's .params files, to be checked before MXNet reads one.
+"""MXNet's .params files: their layout, to be checked before MXNet reads one, and one in memory, to be written.
 
 MXNet believes the sizes that a file names: of a damaged one it may ask for all memory there is.
 """
 
+import contextlib
 import math
+import os
 import struct
 
-__all__ = ["check_layout"]
+import mxnet as mx
+
+__all__ = ["check_layout", "saved_in_memory"]
 
 LIST_MAGIC = 0x112
 ARRAY_MAGICS = (0xF993FAC9, 0xF993FACA)  # of MXNet's classic and of numpy's shapes; others are older than MXNet 1.0
 DENSE = 0
 SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1, 12: 2}  # bytes of a number by its type
 MOST_AXES = 32
+
+
+@contextlib.contextmanager
+def saved_in_memory(arrays):
+    """The .params file of some arrays, {name: NDArray}, in memory: a binary file, open to be read.
+
+    MXNet's own writer leaves a short file on a full disk and says nothing.
+    """
+    with open(os.memfd_create("params"), "w+b") as memory:
+        mx.nd.save(f"/proc/self/fd/{memory.fileno()}", arrays)
+        yield memory
 
 
 def check_layout(content):

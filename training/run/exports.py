@@ -1,12 +1,9 @@
 """Parameters in MXNet's format, to use a network elsewhere: the last epoch's, the best one's, every so many epochs'."""
 
-import os
-
-import mxnet as mx
-
 from base.devices import in_own_thread
 from base.files import file_digest, write_whole
 from training.network_file import NetworkFile
+from training.params_format import saved_in_memory
 
 __all__ = ["Exports", "parameters_of", "write_parameters"]
 
@@ -71,11 +68,8 @@ def write_parameters(folder, arrays, network_file, names, figures):
 
     Raises UserError where a file cannot be written.
     """
-    # MXNet's own writer leaves a short file on a full disk and says nothing, so it writes to memory.
-    with open(os.memfd_create("params"), "w+b") as memory:
-        path = f"/proc/self/fd/{memory.fileno()}"
-        mx.nd.save(path, arrays)
-        network_file.add(names, file_digest(path), *figures)
+    with saved_in_memory(arrays) as memory:
+        network_file.add(names, file_digest(f"/proc/self/fd/{memory.fileno()}"), *figures)
         for name in names:
             memory.seek(0)
             write_whole(folder / name, memory)
