@@ -5,9 +5,17 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
+# Where the processor has bfloat16, that reads the digits as well, in less time. GPUs have no use for the flag.
+precision=()
+if [[ "$*" != *--num-gpus* ]] && .venv/bin/python -c '
+from base.runtime import cpu_features
+raise SystemExit("avx512_bf16" not in cpu_features())'; then
+    precision=(--bfloat16)
+fi
 run=demo_$(date +%Y%m%d%H%M%S)
 .venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 3 --batch-size 16 \
-    --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --viz-period 1 --run-name "$run" "$@"
+    --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --viz-period 1 --run-name "$run" \
+    ${precision[@]+"${precision[@]}"} "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
 .venv/bin/python -m scripts.visualize_attention --params "log/params/$run/best.params" --count 4 \
     --out "log/pictures/$run" >/dev/null

@@ -147,7 +147,7 @@ def row_flags(row, scale, num_gpus):
 def table(rows, scale, log_dir):
     """The published table in Markdown, with the best accuracies of the finished runs of a scale, blank elsewhere.
 
-    Raises UserError for a finished run whose CSV has no accuracies.
+    Raises UserError for a finished run whose CSV cannot be read.
     """
     titles = ["Row", "Layers", "Batch", "lr", "Rate in effect", "Warm-up", "Mixup's alpha", "Epsilon", "Published"]
     titles.append(f"Here, {scale}")
@@ -166,12 +166,16 @@ def table(rows, scale, log_dir):
 
 
 def measured_accuracy(run, epochs, log_dir):
-    """The best validation accuracy of a finished run; None where it is not finished."""
-    done = finished(Trial(run, Variant(run, ""), None, [], epochs), log_dir)
-    try:
-        return done and max(float(line["val_accuracy"]) for line in done)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{log_dir / 'text' / run}.csv is damaged: an epoch in it has no val_accuracy") from None
+    """The best validation accuracy of a finished run; None where it is not finished.
+
+    Raises UserError where it is, and its CSV cannot be read.
+    """
+    if done := finished(Trial(run, Variant(run, ""), None, [], epochs), log_dir):
+        return max(row["val_accuracy"] for row in done)
+    path = log_dir / "text" / f"{run}.csv"
+    if path.is_file() and len(path.read_bytes().splitlines()) > epochs:
+        raise UserError(f"{path} is damaged: it has all epochs, and one that cannot be read")
+    return None
 
 
 if __name__ == "__main__":
