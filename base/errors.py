@@ -14,9 +14,15 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 
 
 class UserError(Exception):
-    """A bad flag, path, file, data set or machine, said in one line that names what to change."""
+    """A bad flag, path, file, data set or machine, said in one line that names what to change.
+
+    Its str is one line whatever names it quotes: control characters in them are escaped.
+    """
 
     status = 2
+
+    def __str__(self):
+        return one_line(super().__str__())
 
 
 class Diverged(UserError):

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from base.errors import UserError
 from base.gpus import NVRTC_DRIVER, check_driver, check_gpu, gpus
-from base.text import one_line
 
 __all__ = [
     "THREAD_VARIABLES",
+    "bfloat16_pays",
     "cores_of",
     "prepare_bfloat16",
     "prepare_mxnet",
@@ -38,6 +38,7 @@ MOST_THREADS = 1024
 # The newest instructions that oneDNN may use, and two values of it.
 ISA_VARIABLE = "DNNL_MAX_CPU_ISA"
 BF16_ISA, AMX_ISA = "AVX512_CORE_BF16", "AVX512_CORE_AMX"
+AMX_FEATURES = {"amx_tile", "amx_bf16"}  # Linux's names
 
 # Linux on x86-64: a system call, its request for the use of a part of the processor's state, and AMX's part.
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -131,25 +132,42 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
     may_use_amx : callable
         Asks the kernel for its permission, and says whether it gave it.
 
-    Says so in a line on stderr where the processor has AMX and the kernel refuses it. Raises UserError where the
-    processor has neither, and where the user's choice excludes both.
+    Says so in a line on stderr where bfloat16 is not expected to pay. Raises UserError where the processor has neither,
+    and where the user's choice excludes both.
     """
     features = cpu_features(root)
     chosen = environ.get(ISA_VARIABLE, "").upper()
     if "avx512_bf16" not in features:
-        raise UserError("--bfloat16 needs a processor with AVX512-BF16 or AMX, and this one has neither")
+        raise UserError(
+            "--bfloat16 needs a processor with AVX512-BF16 or AMX, and this one has neither; "
+            "a run that began with it goes on with --resume RUN --no-bfloat16"
+        )
     if chosen not in ("", "ALL", BF16_ISA, AMX_ISA):
-        raise UserError(f"--bfloat16: {ISA_VARIABLE}={one_line(chosen)} keeps oneDNN from it; unset that variable")
+        raise UserError(f"--bfloat16: {ISA_VARIABLE}={chosen} keeps oneDNN from it; unset that variable")
     if chosen not in ("", AMX_ISA):
         return
-    has_amx = {"amx_tile", "amx_bf16"} <= features
+    has_amx = features >= AMX_FEATURES
     if has_amx and may_use_amx():
         environ[ISA_VARIABLE] = AMX_ISA
         return
     if chosen == AMX_ISA:
         environ[ISA_VARIABLE] = BF16_ISA
-    if has_amx:
-        print("the kernel does not allow AMX: bfloat16 may be no faster than float32 here", file=sys.stderr, flush=True)
+    if not bfloat16_pays(root, may_use_amx):
+        reason = "the kernel does not allow AMX" if has_amx else "this processor offers no AMX"
+        print(f"{reason}: bfloat16 may be slower than float32 here", file=sys.stderr, flush=True)
+
+
+def bfloat16_pays(root="/", may_use_amx=_may_use_amx):
+    """Whether bfloat16 is expected to be faster than float32 on this processor, with the arguments of
+    `prepare_bfloat16`.
+
+    AMX is made for it, and AMD's AVX512-BF16 was measured to pay; Intel's alone was measured to be slower
+    (docs/speed.md).
+    """
+    features = cpu_features(root)
+    if features >= AMX_FEATURES:
+        return may_use_amx()
+    return "avx512_bf16" in features and _cpuinfo("vendor_id", root) != "GenuineIntel"
 
 
 def uses_amx(environ=os.environ):
@@ -159,8 +177,13 @@ def uses_amx(environ=os.environ):
 
 def cpu_features(root="/"):
     """What the processor can do, by the names that Linux has for it: set of str."""
+    return set(_cpuinfo("flags", root).split())
+
+
+def _cpuinfo(field, root):
+    """What Linux says of the first processor under a name; "" for nothing."""
     lines = (_read(Path(root, "proc/cpuinfo")) or "").splitlines()
-    return set(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def real_core_count(root="/", cpus=None):
@@ -200,7 +223,7 @@ def _check_thread_variables(environ):
     chosen = {name: environ[name] for name in THREAD_VARIABLES if environ.get(name)}
     for name, value in chosen.items():
         if not re.fullmatch("[0-9]{1,9}", value) or not 0 < int(value) <= MOST_THREADS:
-            raise UserError(f"{name}={one_line(value)}: give a whole number from 1 to {MOST_THREADS}")
+            raise UserError(f"{name}={value}: give a whole number from 1 to {MOST_THREADS}")
     return bool(chosen)
 
 

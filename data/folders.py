@@ -30,25 +30,22 @@ def list_images(folder):
         classes = [entry.name for entry in folders]
         stray = next((entry.name for entry in files if _is_image(entry.name)), None)
         if stray is not None:
-            raise UserError(
-                f"{one_line(folder)} holds images outside class folders ({one_line(stray)}): "
-                "sort them into FOLDER/CLASS/"
-            )
+            raise UserError(f"{folder} holds images outside class folders ({stray}): sort them into FOLDER/CLASS/")
         if not classes:
-            raise UserError(f"{one_line(folder)} has no class folders (FOLDER/CLASS/IMAGE) in it")
+            raise UserError(f"{folder} has no class folders (FOLDER/CLASS/IMAGE) in it")
         root = Path(folder).resolve()
         barred = {_identity(path) for path in [root, *root.parents, *folders]}
         paths, labels = [], []
         for label, entry in enumerate(folders):
             if has_controls(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
-                raise UserError(f"the class folder {one_line(entry.path)} has a control character in its name")
+                raise UserError(f"the class folder {entry.path} has a control character in its name")
             found = images_below(entry.path, barred)
             if not found:
-                raise UserError(f"the class folder {one_line(entry.path)} holds no image")
+                raise UserError(f"the class folder {entry.path} holds no image")
             paths += found
             labels += [label] * len(found)
     except OSError as error:
-        raise UserError(f"cannot read {one_line(error.filename)}: {error.strerror}") from None
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
     return classes, paths, labels
 
 
@@ -78,7 +75,7 @@ def _is_folder(entry):
             return False
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        raise UserError(f"{one_line(entry.path)} is a symbolic link that leads nowhere") from None
+        raise UserError(f"{entry.path} is a symbolic link that leads nowhere") from None
 
 
 def _identity(path):
@@ -105,7 +102,7 @@ def images_below(folder, barred=()):
         for entry in files:
             if _is_image(entry.name):
                 if not entry.is_file():
-                    raise UserError(f"{one_line(entry.path)} is no regular file: remove it from the images")
+                    raise UserError(f"{entry.path} is no regular file: remove it from the images")
                 paths.append(entry.path)
         left += [(entry.path, _identity(entry.path)) for entry in reversed(folders)]  # the first is the next
     return paths
@@ -157,4 +154,4 @@ def _content(path):
         return np.fromfile(path, np.uint8)
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "it is too large for the memory"
-        raise UserError(f"cannot read {one_line(path)}: {reason}") from None
+        raise UserError(f"cannot read {path}: {reason}") from None

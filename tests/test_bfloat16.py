@@ -7,7 +7,7 @@ from mxnet import autograd, gluon
 
 from base import runtime
 from base.errors import UserError
-from base.runtime import cpu_features, prepare_bfloat16, uses_amx
+from base.runtime import bfloat16_pays, cpu_features, prepare_bfloat16, uses_amx
 from model import AttentionNet, AttentionNetCifar, get_resnet_cifar, units
 from model.attention import AttentionVariant
 from model.onednn import graph, hybridize
@@ -32,12 +32,12 @@ AMX = "fpu avx512_bf16 amx_bf16 amx_tile amx_int8"
 
 @pytest.fixture
 def machine(tmp_path):
-    """Makes a /proc/cpuinfo of a processor's features, and says where."""
+    """Makes a /proc/cpuinfo of a processor's features and vendor, and says where."""
 
-    def make(features):
+    def make(features, vendor="AuthenticAMD"):
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc/cpuinfo").write_text(
-            f"processor\t: 0\nflags\t\t: {features}\n\nprocessor\t: 1\nflags\t: no\n"
+            f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {features}\n\nprocessor\t: 1\nflags\t: no\n"
         )
         return tmp_path
 
@@ -75,6 +75,24 @@ def test_a_processor_or_a_user_without_bfloat16_is_refused(machine, features, ch
     with pytest.raises(UserError, match=words):
         prepare_bfloat16(environ, machine(features), lambda: True)
     assert not uses_amx(environ)
+
+
+@pytest.mark.parametrize(
+    "features, vendor, allowed, pays",
+    [
+        ("fpu avx512_bf16", "AuthenticAMD", False, True),
+        ("fpu avx512_bf16", "GenuineIntel", False, False),
+        (AMX, "GenuineIntel", True, True),
+        (AMX, "GenuineIntel", False, False),
+        ("fpu avx512f", "AuthenticAMD", False, False),
+    ],
+)
+def test_where_bfloat16_does_not_pay_is_said(machine, capsys, features, vendor, allowed, pays):
+    root = machine(features, vendor)
+    assert bfloat16_pays(root, lambda: allowed) == pays
+    if "avx512_bf16" in features:
+        prepare_bfloat16({}, root, lambda: allowed)
+        assert capsys.readouterr().err.count("may be slower than float32") == (not pays)
 
 
 def test_the_kernel_is_asked_and_answers():

@@ -197,8 +197,7 @@ def load_for_evaluation(args, devices, datasets):
             setattr(args, flag, value)
     if args.dataset not in datasets:
         raise UserError(
-            f"{args.params} was trained on {one_line(args.dataset)}: choose one of them with --dataset: "
-            f"{', '.join(datasets)}"
+            f"{args.params} was trained on {args.dataset}: choose one of them with --dataset: {', '.join(datasets)}"
         )
     return net, description
 

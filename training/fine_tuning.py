@@ -47,7 +47,7 @@ class FineTuning:
             try:
                 taken, anew = start_from(net, self._saved)
             except UserError as error:
-                raise UserError(f"--init {one_line(params_path)}: {error}") from None
+                raise UserError(f"--init {params_path}: {error}") from None
             self._check_frozen(net, anew)
             self.summary = f"started from {one_line(params_path)}: {len(taken)} of {len(taken) + len(anew)} parameters"
             if anew:

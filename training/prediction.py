@@ -6,7 +6,6 @@ import mxnet as mx
 import numpy as np
 
 from base.errors import UserError
-from base.text import one_line
 from data.datasets import open_dataset, photographs, small_images
 from data.loader import Loader, LoaderOptions
 from data.views import denormalized, list_pictures, normalized, read_view
@@ -65,7 +64,7 @@ def held_out_examples(name, data_dir, count, description):
     """
     size, options = description.input_size, {}
     if name not in (*small_images, *photographs):
-        raise UserError(f"there is no data set {one_line(name)} here: choose one with --dataset, or --images")
+        raise UserError(f"there is no data set {name} here: choose one with --dataset, or --images")
     if name in photographs:
         options = {"size": size, "crop_ratio": description.crop_ratio}
     dataset = open_dataset(name, data_dir, **options)
@@ -90,7 +89,7 @@ def check_classes(dataset, description):
     if dataset.classes != len(description.classes):
         raise UserError(
             f"{dataset.name} has {dataset.classes} classes, and the network has {len(description.classes)}, "
-            f"those of {one_line(description.dataset)}"
+            f"those of {description.dataset}"
         )
 
 
