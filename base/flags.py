@@ -44,9 +44,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False) or action.nargs == 0:
+        if action.default is None or action.default is False:
             return action.help
-        return super()._get_help_string(action)
+        if action.nargs == 0:
+            on = action.default is True and action.const is not False  # not a negative beside it
+            return f"{action.help} (default: on)" if on else action.help
+        said, _, _ = action.help.partition(" (default: ")  # what it is as long as nothing sets another
+        return super()._get_help_string(argparse.Namespace(**{**vars(action), "help": said}))
 
 
 def choose(flag, name, table):

@@ -43,7 +43,7 @@ def main():
     args = parse_arguments()
     if args.speed:
         os.environ["OMP_NUM_THREADS"] = "1"
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(use_gpus=False)  # everything below imports MXNet
     from model.plain import make_plain
     from training.interchange import needed, write_onnx, write_safetensors, write_symbol
     from training.network_file import copy_network_file, load_network

@@ -42,7 +42,7 @@ def share(value):
 
 def main():
     args = parse_arguments()
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(use_gpus=False)  # everything below imports MXNet
     from training.network_file import NetworkFile, load_network
     from training.run.exports import parameters_of, write_parameters
 

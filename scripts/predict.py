@@ -38,7 +38,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    prepare_mxnet(bfloat16=args.bfloat16)  # everything below imports MXNet
+    prepare_mxnet(use_gpus=args.num_gpus > 0, bfloat16=args.bfloat16)  # everything below imports MXNet
     from base.devices import contexts
     from data.views import list_pictures
     from model.onednn import hybridize

@@ -39,7 +39,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    prepare_mxnet()  # everything below imports MXNet
+    prepare_mxnet(use_gpus=False)  # everything below imports MXNet
     from training.attention_pictures import AttentionArtist
     from training.network_file import load_network
     from training.prediction import held_out_examples, read_examples

@@ -124,6 +124,16 @@ def test_help_gives_every_flag_a_sentence_and_imports_nothing_heavy():
         assert action.option_strings[0] in shown
 
 
+def test_help_shows_the_defaults_that_hold():
+    parser = training_parser("test", datasets=["cifar10"], lr_per=64, no_wd=True)
+    shown = " ".join(parser.format_help().split())
+    assert "scaled with their number (default: 64)" in shown, "and not what it is without"
+    assert "CutMix (default: a tenth of --epochs)" in shown
+    assert "GPUs to train on; 0 is the CPU (default: 0)" in shown
+    assert "gammas and betas (default: on)" in shown
+    assert "not --no-wd (default: on)" not in shown
+
+
 def parse_with_model(*argv):
     """The flags where the script has a few of its own, as imagenet_train.py has."""
     parser = training_parser("test", datasets=["cifar10", "digits"])

@@ -124,7 +124,10 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="what to train on")
     group.add_argument(
-        "--data-dir", default="./data/sets", help="folder of the data sets; CIFAR is fetched there if missing"
+        "--data-dir",
+        default="./data/sets",
+        help="folder of the data sets, where CIFAR is fetched if missing; of photographs, that of train.rec and "
+        "val.rec or of train/ and val/",
     )
     group.add_argument(
         "--workers", "-j", type=bounded_int(256), default=2, help="CPU threads that decode images, for each device"
@@ -193,8 +196,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="compute in bfloat16 on a CPU with AVX512-BF16 or AMX: faster, in less memory, with coarser maps; "
-        "parameters, statistics, loss and update stay in float32",
+        help="compute in bfloat16 on a CPU with AVX512-BF16 or AMX: in less memory, with coarser maps, and on "
+        "most of them faster; parameters, statistics, loss and update stay in float32",
     )
 
     group.add_argument(
