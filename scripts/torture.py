@@ -96,12 +96,12 @@ def torture(folder, plan):
     lifetime = time.monotonic() - lifetime
     expected, stopped, edited = outcome(folder / "straight"), Counter(), Counter()
     with disk(folder / "disk", DISK[plan.attention]) as mounted:
-        ways, edits = deck(STOPS if mounted else set(STOPS) - {fill_disk}, draw), deck(EDITS, draw)
+        ways, edits = deck([way for way in STOPS if mounted or way is not fill_disk], draw), deck(EDITS, draw)
         for number in itertools.count(1):
             log_dir = folder / "disk" / f"{number}"
             most = draw.randint(3, 12)
             if not plan.minutes:
-                most = min(most, plan.stops - stopped.total())
+                most = min(most, plan.stops - sum(stopped.values()))
             try:
                 one_training(Life(log_dir, plan, draw, lifetime), most, ways, edits, (stopped, edited))
                 differences = compare(outcome(log_dir), expected)
@@ -111,7 +111,7 @@ def torture(folder, plan):
                 raise UserError(f"seed {plan.seed}, training {number} differs in: {', '.join(differences)}")
             shutil.rmtree(log_dir)
             print(f"training {number}: {_counts(stopped)}; edited: {_counts(edited)}; all equal", flush=True)
-            if stopped.total() >= plan.stops and time.monotonic() - began >= 60 * plan.minutes:
+            if sum(stopped.values()) >= plan.stops and time.monotonic() - began >= 60 * plan.minutes:
                 break
 
 

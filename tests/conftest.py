@@ -68,8 +68,10 @@ SLOW = {
     "test_network_file.py::test_variants_are_built_anew_from_their_file",
     "test_pictures.py::test_a_training_shows_its_masks_and_learns_the_same",
     "test_pictures.py::test_an_evaluation_agrees_with_the_network",
+    "test_pictures.py::test_an_evaluation_takes_the_mean_over_mirror_images_where_it_is_told_to",
     "test_pictures.py::test_every_module_is_drawn_for_every_image",
     "test_pictures.py::test_files_are_drawn_and_what_is_none_is_named",
+    "test_pictures.py::test_json_names_what_is_no_image",
     "test_pictures.py::test_predictions_are_those_of_the_network_on_the_loaders_images",
     "test_pictures.py::test_what_cannot_work_is_refused_in_one_line",
     "test_pictures.py::test_what_is_no_image_is_named_and_the_others_are_done",
@@ -120,6 +122,11 @@ def run_script(script, *flags, **options):
     """Run a script from the repository's root; returns the finished process."""
     command = [sys.executable, script, *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def run_module(name, *flags):
+    """Run a module as python -m does, from the repository's root; returns the finished process."""
+    return run_script("-m", name, *flags)
 
 
 def wait_until(condition, seconds=120):

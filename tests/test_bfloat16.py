@@ -1,5 +1,9 @@
 """Networks that compute in bfloat16: nearly float32's numbers, with parameters in float32, on processors that can."""
 
+import subprocess
+import sys
+from collections import Counter
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -95,8 +99,15 @@ def test_where_bfloat16_does_not_pay_is_said(machine, capsys, features, vendor, 
         assert capsys.readouterr().err.count("may be slower than float32") == (not pays)
 
 
-def test_the_kernel_is_asked_and_answers():
-    assert runtime._may_use_amx() in (True, False)
+def test_the_kernel_is_asked_and_its_answer_holds():
+    # in a process of its own: what the kernel has allowed stays allowed
+    code = (
+        "import ctypes\nfrom base import runtime\nallowed, granted = runtime._may_use_amx(), ctypes.c_uint64()\n"
+        "ctypes.CDLL(None).syscall(runtime.ARCH_PRCTL, 0x1022, ctypes.byref(granted))  # ARCH_GET_XCOMP_PERM\n"
+        "print(allowed == bool(granted.value >> runtime.XFEATURE_XTILEDATA & 1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize("script", ["cifar10_train.py", "imagenet_train.py"])
@@ -175,12 +186,25 @@ def test_logits_and_gradients_are_nearly_float32s(name):
 @needs_bfloat16
 def test_the_form_for_amx_gives_the_same_numbers_to_the_bit(monkeypatch):
     # by this processor's kernels: what it is for can be seen on a processor with AMX alone
-    _, logits, gradients = passed(shallow, 16, "bfloat16")
+    net, logits, gradients = passed(shallow, 16, "bfloat16")
+    form = Counter(node["op"] for node in graph(net))
     monkeypatch.setenv(runtime.ISA_VARIABLE, runtime.AMX_ISA)
-    _, others, other_gradients = passed(shallow, 16, "bfloat16")
+    net, others, other_gradients = passed(shallow, 16, "bfloat16")
+    assert Counter(node["op"] for node in graph(net)) != form
     np.testing.assert_array_equal(logits.asnumpy(), others.asnumpy())
     for name, gradient in gradients.items():
         np.testing.assert_array_equal(gradient.asnumpy(), other_gradients[name].asnumpy())
+
+
+def test_the_islands_of_float32_lie_between_casts_and_copying_convolutions():
+    # on any processor: only to compute is a matter of its instructions
+    net = shallow()
+    hybridize(net, bfloat16=True)
+    nodes = graph(net)
+    weights = [nodes[node["inputs"][1][0]]["op"] for node in nodes if node["op"] == "Convolution"]
+    stem, upsamples, modules = 1, 3 + 2 + 1, 3
+    assert weights.count("_ones") == stem + 2 * upsamples + 3 * modules
+    assert sum(node["op"] == "amp_cast" for node in nodes) >= weights.count("_ones")
 
 
 def test_only_who_asks_for_it_gets_it():

@@ -1,6 +1,7 @@
 """CIFAR from its official binary files, and the digits: lossless, and clear about what is missing."""
 
 import hashlib
+import os
 import tarfile
 
 import cv2
@@ -9,7 +10,7 @@ import pytest
 
 import data.cifar
 from base.errors import UserError
-from data.cifar import cifar_archives, open_cifar
+from data.cifar import CLASS_NAMES, cifar_archives, open_cifar
 from data.datasets import open_dataset
 from data.download import download
 from data.records import Records
@@ -111,6 +112,8 @@ def test_digits_are_real_scans_with_a_held_out_fifth(digits):
 def test_where_nothing_may_be_written_a_data_set_is_there_or_its_place_is_named(tmp_path, name):
     if name == "cifar10":
         make_binary_files(tmp_path, name)
+    for path in [*tmp_path.rglob("*"), tmp_path]:
+        os.utime(path, (0, 0))  # a change within a tick of the clock would not be seen
     before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
     with pytest.raises(UserError, match=f"{tmp_path}/records/{name} is missing.* --data-dir"):
         open_dataset(name, tmp_path, may_write=False)
@@ -123,3 +126,9 @@ def test_where_nothing_may_be_written_nothing_is_fetched(tmp_path):
     with pytest.raises(UserError, match="cifar-100-binary is missing"):
         open_cifar("cifar100", tmp_path, may_write=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", cifar_archives)
+def test_every_class_has_a_name_of_its_own_in_the_order_of_the_alphabet(name):
+    assert len(CLASS_NAMES[name]) == cifar_archives[name].classes
+    assert list(CLASS_NAMES[name]) == sorted(set(CLASS_NAMES[name]))

@@ -15,8 +15,7 @@ from base.errors import UserError
 from data.views import list_pictures, normalized, read_view
 from model.plain import make_plain
 from scripts import export
-from tests.conftest import assert_refused
-from tests.test_pictures import run_module
+from tests.conftest import assert_refused, run_module
 from training.interchange import needed, onnx_model, write_onnx
 from training.network_file import NetworkDescription, load_network, make_network, read_description
 from training.run.exports import Exports

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 from mxnet import autograd, gluon
 
+import imagenet_train
 from data.dataset import Dataset
 from data.imagenet import JpegOptions, prepare
-from tests.conftest import ROOT, assert_refused, run_script
+from tests.conftest import ROOT, assert_refused, run_module, run_script
+from tests.test_imagenet import make_folders
 from training.commands import make_net
+from training.flags import parse_arguments
 from training.metrics import top_k_hits
 from training.network_file import describe
 from training.run.checkpoint import Checkpoints
@@ -41,7 +44,7 @@ def finished(new_folder, records):
     folder = new_folder("log")
     process = train(
         *("--data-dir", records, "--log-dir", folder, *SMALL, "--model", "attentionnext"),
-        *("--recipe", "tricks", "--warmup-epochs", 0.5),
+        *("--recipe", "tricks", "--warmup-epochs", 0.5, "--crop-ratio", 0.75),
     )
     assert process.returncode == 0, process.stderr
     return folder, process
@@ -68,7 +71,7 @@ def test_saved_parameters_are_evaluated_at_any_size(finished, records):
     with path.open() as file:
         (row,) = csv.DictReader(file)
     flags = ("--data-dir", records, "--eval-only", "--params", params, "--limit", 16, "--out", folder / "seen")
-    process = train(*flags, "--input-size", 64, "--log-dir", folder / "none")
+    process = train(*flags, "--log-dir", folder / "none")  # in the size and with the crop that network.json names
     assert process.returncode == 0, process.stderr
     loss, accuracy, top5 = (float(row[column]) for column in ("val_loss", "val_accuracy", "val_top5"))
     words = process.stdout.split()
@@ -110,7 +113,7 @@ def test_recipes_are_defaults_that_flags_override():
     assert {name: paper[name] for name in expected} == expected
     expected = {
         "lr": 0.1 * 64 / 256, "lr_mode": "cosine", "warmup_epochs": 5, "mix_up": 1, "alpha": 0.2, "epsilon": 0.2,
-        "no_wd": True, "last_gamma": True, "batch_size": 64,
+        "no_wd": True, "last_gamma": True, "batch_size": 64, "colour_jitter": 0.4,
     }  # fmt: skip
     assert {name: tricks[name] for name in expected} == expected
     without = parsed("--recipe", "tricks", "--wd-all", "--no-last-gamma")
@@ -212,3 +215,23 @@ def test_a_training_resumes_with_one_more_epoch_as_if_it_had_never_ended(tmp_pat
     assert len(rows[0]) == len(rows[1]) == 2
     for one, other in zip(*rows):
         assert all(one[column] == other[column] for column in one if column not in ("images_per_second", "seconds"))
+
+
+def test_the_flags_of_photographs_reach_the_data_set(tmp_path):
+    flags = ["--data-dir", str(make_folders(tmp_path)), "--input-size", "64", "--crop-ratio", "0.5"]
+    flags += ["--colour-jitter", "0.3", "--lighting", "0.2"]
+    dataset = imagenet_train.open_photographs(parse_arguments(imagenet_train.flags(), flags))
+    found = dataset.size, dataset.validation_crop.crop_ratio, dataset.colour.jitter, dataset.colour.lighting
+    assert found == (64, 0.5, 0.3, 0.2)
+
+
+def test_class_folders_are_trained_on_and_predicted_by_name(tmp_path):
+    folder = make_folders(tmp_path / "photos", count=4)
+    flags = ("--input-size", 64, "--batch-size", 4, "--epochs", 1, "--seed", 1, "--lr", 0.01, "--run-name", "photos")
+    process = train("--data-dir", folder, "--log-dir", tmp_path, *flags)
+    assert process.returncode == 0, process.stderr
+    params = tmp_path / "params" / "photos" / "last.params"
+    process = run_module("scripts.predict", "--params", params, folder / "val", "--json")
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert process.returncode == 0 and len(lines) == 8
+    assert all({guess["class"] for guess in line["predictions"]} == {"ant", "bee"} for line in lines)

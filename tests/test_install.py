@@ -1,4 +1,4 @@
-"""scripts/install_byteps.sh and install_horovod.sh say in one line, with exit status 2, what a machine lacks."""
+"""The scripts that set up and install say in one line, with exit status 2, what a machine lacks."""
 
 import os
 import shlex
@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT, assert_refused
 
 TOOLS = ["bash", "cat", "cut", "dirname", "flock", "getconf", "grep", "make", "mkdir", "sh", "sha256sum", "tar"]
+SETUP_TOOLS = ["bash", "cat", "cut", "dirname", "flock", "grep", "rm", "sha256sum", "timeout", "uname"]
 ENGINES = ["byteps", "horovod"]
 
 # The .venv's Python, with an MXNet and no engine installed, and a pip that fails.
@@ -112,3 +113,16 @@ def test_without_a_network_pips_messages_and_what_was_wanted_are_shown(checkout,
     message, last = process.stderr.splitlines()
     assert message == "Could not connect"
     assert last.startswith(f"install_{engine}.sh: pip could not install ")
+
+
+@pytest.mark.parametrize("chosen, said", [("tpu", "must be cpu or gpu"), ("cpu", "found no Python 3.9, 3.10 or 3.11")])
+def test_setup_names_what_is_wrong_in_one_line(tmp_path, chosen, said):
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for path in ROOT.glob("requirements*.txt"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "bin").mkdir()
+    for tool in SETUP_TOOLS:
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    environ = {**os.environ, "PATH": str(tmp_path / "bin"), "RAN_REQUIREMENTS": chosen}
+    done = subprocess.run(["bash", tmp_path / "scripts/setup.sh"], env=environ, capture_output=True, text=True)
+    assert_refused(done, "setup.sh: ", said)

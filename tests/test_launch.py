@@ -278,12 +278,13 @@ def end(number, _):
     os._exit(128 + number)
 signal.signal(signal.SIGINT, end)
 signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGHUP, end)
 print("ready")
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_go_to_all_workers_and_their_end_is_waited_for(start, number):
     launcher = start("--num-gpus", "3", code=SIGNALLED)
     assert sorted(launcher.stdout.readline() for _ in range(3)) == [f"[{rank}] ready\n" for rank in range(3)]

@@ -11,6 +11,7 @@ from mxnet.gluon import nn
 
 from base.devices import explaining_memory
 from base.errors import UserError
+from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import Example
 from training.commands import train
@@ -443,3 +444,69 @@ def test_the_next_batch_is_fetched_while_devices_compute_and_its_error_comes_in_
     images, targets = examples(4)
     learner.step([Example(images, targets, targets)], 0.1, 0, 0, meanwhile=lambda: done.append("fetched"))
     assert done == ["fetched", "waited"]
+
+
+def handed_over(monkeypatch, folder, dataset, *flags, make_net=small_net):
+    """What `training.loop.fit` is given for some flags."""
+    given = []
+    monkeypatch.setattr("training.commands.fit", lambda *arguments: given.extend(arguments))
+    flags = ("--log-dir", folder, "--seed", 1, "--batch-size", 4, "--limit", 40, *flags)
+    args = parse_arguments(training_parser("", datasets=["digits"]), list(map(str, flags)))
+    train(make_net, describe(dataset, "cifar", 56, "bottleneck"), dataset, ON_ONE, args)
+    return given
+
+
+def test_what_the_flags_say_reaches_the_training(tmp_path, digits, monkeypatch):
+    flags = ("--epochs", 20, "--warmup-epochs", 2, "--lr", 0.5, "--lr-mode", "cosine", "--mix-up", 1, "--alpha", 0.3)
+    flags += ("--cutmix", 0.7, "--mix-up-off-epochs", 4, "--epsilon", 0.2, "--label-noise", 0.4, "--workers", 3)
+    flags += ("--random-erasing", 0.6, "--accumulate", 2, "--clip-grad", 3, "--ema", 0.9, "--tta")
+    flags += ("--optimizer", "sgd", "--momentum", 0.8, "--wd", 0.01)
+    learner, _, loaders, transform, rates, epochs = handed_over(
+        monkeypatch, tmp_path, digits._replace(mirror=True), *flags
+    )
+    assert learner._options == LearnerOptions("float32", False, 2, 3, 0.9, True)
+    assert {p.grad_req for p in learner.net.collect_params().values()} == {"add", "null"}
+    optimizer = learner.trainer._optimizer
+    assert (type(optimizer).__name__, optimizer.momentum, optimizer.wd) == ("SGD", 0.8, 0.01)
+    training, validation = (loader._loaders[0] for loader in loaders)
+    assert training._options == LoaderOptions(4, seed=1, threads=3, limit=40, label_noise=0.4, accumulate=2)
+    assert training._label_shifts.any() and validation._label_shifts is None
+    assert (type(training._erasing), training._erasing.probability) == (RandomErasing, 0.6)
+    assert validation._erasing is None
+    found = (transform._alpha, transform._cutmix_alpha, transform._mixup_epochs, transform._epsilon)
+    assert found == (0.3, 0.7, 16, 0.2)
+    steps = loaders[0].steps
+    assert [rates(0), rates(2 * steps - 1)] == pytest.approx([0.005, 0.5])
+    assert epochs == 20 and rates(20 * steps - 1) == pytest.approx(0, abs=1e-9)
+
+
+def test_memory_saving_and_cutout_reach_the_training(tmp_path, digits, monkeypatch):
+    def in_pieces():
+        net = InPieces()
+        net.add(*small_net()._children.values())
+        return net
+
+    learner, _, loaders, *_ = handed_over(
+        monkeypatch, tmp_path, digits, "--memory-saving", "--cutout", 16, make_net=in_pieces
+    )
+    assert isinstance(learner._forward, Recomputation)
+    erasing = loaders[0]._loaders[0]._erasing
+    assert (type(erasing), erasing.length) == (Cutout, 16)
+
+
+def test_a_learner_adds_its_batches_up():
+    def frozen():
+        net = small_net()
+        freeze_normalization(net)
+        return net
+
+    images, targets = examples(8)
+    ends = []
+    for parts in (1, 2):
+        learner = Learner(frozen, ON_ONE, ("sgd", {}), seed=1, options=LearnerOptions(accumulate=parts))
+        pieces = [slice(first, first + 8 // parts) for first in range(0, 8, 8 // parts)]
+        for step in range(3):
+            learner.step([Example(images[p], targets[p], targets[p]) for p in pieces], 0.1, 0, step)
+        ends.append([p.data().asnumpy() for p in learner.net.collect_params().values()])
+    for whole, added in zip(*ends):
+        np.testing.assert_allclose(added, whole, rtol=1e-4, atol=1e-6)

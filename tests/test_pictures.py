@@ -12,22 +12,19 @@ import pytest
 from PIL import Image
 
 from data.augmentation import CentreWindow
-from data.loader import Loader, LoaderOptions
+from data.cifar import open_cifar
+from data.loader import Loader, LoaderOptions, ShardedLoader
 from data.records import Records
 from data.views import normalized, read_view
 from model import get_attention_cifar
-from tests.conftest import ROOT, assert_refused, run_script
+from tests.conftest import assert_refused, run_module, run_script
 from tests.test_training import READ_EVENTS
+from training.distributed.process_group import SingleProcess
 from training.evaluation import Findings, class_table
+from training.learner import mirror_averaged, validate
 from training.network_file import describe, make_network
 from training.prediction import Example, held_out_examples
 from training.run.exports import Exports
-
-
-def run_module(name, *flags):
-    command = [sys.executable, "-m", name, *map(str, flags)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
 
 predict = functools.partial(run_module, "scripts.predict")
 visualize = functools.partial(run_module, "scripts.visualize_attention")
@@ -221,3 +218,30 @@ def test_a_training_shows_its_masks_and_learns_the_same(digits, tmp_path):
     assert (images, steps) == (["training_images", "attention_masks"], [1, 2])
     one, other = ((tmp_path / "params" / name / "last.params").read_bytes() for name in ("seen", "unseen"))
     assert one == other
+
+
+def test_an_evaluation_takes_the_mean_over_mirror_images_where_it_is_told_to(real_images, tmp_path):
+    dataset = open_cifar("cifar10", real_images)
+    description = describe(dataset, "resnet", 11, "bottleneck")
+    net = make_network(description)
+    mx.random.seed(3)
+    net.initialize(mx.init.MSRAPrelu())
+    Exports(tmp_path, 0, description).save(net, 1, 1, 0.1)
+    loader = ShardedLoader(dataset, "test", LoaderOptions(32, seed=0, limit=32), [mx.cpu()], training=False)
+    flags = ("--eval-only", "--params", tmp_path / "best.params", "--data-dir", real_images, "--limit", 32)
+    expected = []
+    for averaged, tta in ((net, ()), (mirror_averaged(net), ("--tta",))):
+        process = run_script("cifar10_train.py", *flags, *tta)
+        assert process.returncode == 0, process.stderr
+        expected.append(validate(averaged, loader, "float32", SingleProcess([mx.cpu()]))["loss"])
+        assert float(process.stdout.split()[4]) == pytest.approx(expected[-1], abs=2e-4)
+    assert abs(expected[0] - expected[1]) > 1e-3, "or nothing was compared"
+
+
+def test_json_names_what_is_no_image(params, images, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    process = predict("--params", params, tmp_path / "broken.png", images / "0.png", "--json")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    broken, whole = map(json.loads, process.stdout.splitlines())
+    assert broken.keys() == {"path", "error"} and broken["path"] == str(tmp_path / "broken.png") and broken["error"]
+    assert whole["path"] == str(images / "0.png") and len(whole["predictions"]) == 5, "--top's default"

@@ -12,8 +12,7 @@ from base.errors import UserError
 from scripts import reproduce
 from scripts.experiments import training_flags
 from scripts.reproduce import SCALES, published_rows, row_flags, run_name, table
-from tests.conftest import ROOT, assert_refused
-from tests.test_pictures import run_module
+from tests.conftest import ROOT, assert_refused, run_module
 
 command = functools.partial(run_module, "scripts.reproduce")
 

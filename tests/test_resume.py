@@ -25,6 +25,7 @@ from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
 from training.run.progress import TrainingProgress
+from training.run.resume import find_newest
 from training.run.run import Run, RunOptions, what_changes
 from training.schedule import Falls, learning_rates
 
@@ -343,6 +344,15 @@ def test_auto_takes_the_newest_run_of_the_same_settings(stopped, digits, tmp_pat
     train(folder, digits, "--resume", "auto", *flags, "--wd", 0)
     assert f"no run in {folder} has these settings" in capsys.readouterr().out
     assert len(list((folder / "params").iterdir())) == 2
+
+
+def test_the_newest_of_several_runs_is_found(stopped, tmp_path):
+    for name, second in {"a": 1, "b": 3, "c": 2}.items():
+        shutil.copytree(stopped / "params" / "run", tmp_path / "params" / name)
+        for path in Checkpoints(tmp_path / "params" / name).paths():
+            os.utime(path, (second, second))
+    assert find_newest(tmp_path, lambda checkpoint: True) == "b"
+    assert find_newest(tmp_path, lambda checkpoint: checkpoint.path.parent.name != "b") == "c"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(stopped, digits, tmp_path, undisturbed, capsys):

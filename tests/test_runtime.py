@@ -126,6 +126,12 @@ def test_the_users_thread_count_and_work_spaces_are_kept(mxnet_not_imported, cho
     assert environ == {**chosen, "MXNET_CPU_TEMP_COPY": "2"}
 
 
+def test_a_chosen_thread_count_is_what_mxnet_gets(mxnet_not_imported):
+    environ = {}
+    prepare_mxnet(environ, threads=3)
+    assert environ["OMP_NUM_THREADS"] == "3"
+
+
 @pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "MXNET_OMP_MAX_THREADS"])
 @pytest.mark.parametrize("value", ["abc", "4,2", "0", "-1", " 2", "2.0", "100000", "9" * 30, "\u0662"])
 def test_a_thread_count_that_would_end_mxnets_import_is_named(mxnet_not_imported, variable, value):

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import time
 import mxnet as mx
 import pytest
 
+from base.runtime import THREAD_VARIABLES, real_core_count
 from model import get_attention_cifar
 from tests.conftest import assert_refused, run_script
+from training.run.checkpoint import Checkpoints
 
 HEADER = "epoch,train_loss,train_metric,val_loss,val_accuracy,lr,images_per_second,seconds"
 
@@ -162,3 +165,19 @@ def test_real_images_train(tmp_path, real_images):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1].startswith("Finished: best validation accuracy 0.")
+
+
+def test_a_run_has_the_threads_that_it_says_and_goes_on_with_as_many(tmp_path, digits):
+    environ = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}  # conftest sets one
+    flags = ("--dataset", "digits", "--data-dir", digits.records["train"].parents[2], "--log-dir", tmp_path)
+    flags += ("--limit", 8, "--batch-size", 4, "--seed", 1, "--model", "resnet", "--num-layers", 11)
+    process = train(*flags, "--epochs", 1, "--run-name", "run", env=environ)
+    assert process.returncode == 0, process.stderr
+    (threads,) = map(int, re.findall(r" with threads=(\d+): ", process.stdout))
+    checkpoints = Checkpoints(tmp_path / "params" / "run")
+    checkpoint, _ = checkpoints.newest_whole()
+    assert checkpoint.facts["threads"] == threads and 1 <= threads <= real_core_count()
+    checkpoints.save(checkpoint.arrays(), {**checkpoint.facts, "threads": 1}, checkpoint.path)
+    process = train("--resume", "run", "--log-dir", tmp_path, "--epochs", 2, env=environ)
+    assert process.returncode == 0 and "threads: " not in process.stdout, process.stdout  # as many as before
+    assert checkpoints.newest_whole()[0].facts["threads"] == 1

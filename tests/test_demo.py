@@ -1,0 +1,39 @@
+"""scripts/demo.sh trains, draws, and names what it leaves."""
+
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from training.flags import parse_arguments, training_parser
+
+LEFT = [
+    "log/text/{}-accuracy.png", "log/text/{}-loss.png", "log/params/{}/best.params",
+    "log/pictures/{}/overview-masks.png", "--logdir=./log/board/{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "pays, flags, chosen",
+    [(True, [], True), (False, [], False), (True, ["--num-gpus", "1"], False), (True, ["--no-bfloat16"], True)],
+)
+def test_the_demo_trains_draws_and_names_what_it_leaves(tmp_path, pays, flags, chosen):
+    note_calls = f'#!/bin/sh\n[ "$1" = -c ] && exit {0 if pays else 1}\nprintf "%s|" "$@" >>calls\necho >>calls\n'
+    for name, text in {
+        "scripts/demo.sh": (ROOT / "scripts" / "demo.sh").read_text(),
+        "scripts/setup.sh": "#!/bin/sh\n",
+        ".venv/bin/python": note_calls,
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(["bash", tmp_path / "scripts/demo.sh", *flags], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    training, curves, masks = (line.split("|")[:-1] for line in (tmp_path / "calls").read_text().splitlines())
+    assert training[0] == "cifar10_train.py" and training[len(training) - len(flags) :] == flags
+    assert ("--bfloat16" in training) == chosen
+    args = parse_arguments(training_parser("", datasets=["digits"]), training[1:])
+    assert args.bfloat16 == (chosen and not flags)
+    assert curves == ["-m", "scripts.plot_curves", f"log/text/{args.run_name}.csv"]
+    assert masks[1:4] == ["scripts.visualize_attention", "--params", f"log/params/{args.run_name}/best.params"]
+    assert all(path.format(args.run_name) in done.stdout for path in LEFT)
