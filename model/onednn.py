@@ -207,6 +207,6 @@ def writes_blocks(operator, inputs):
     return operator == "Convolution"
 
 
-def graph(net):
-    """The nodes of a network's graph, a list of dict, in the order in which they run."""
-    return json.loads(net(mx.sym.var("data")).tojson())["nodes"]
+def graph(net, casts=False):
+    """The nodes of a network's graph, a list of dict, in the order in which they run; without casts, or with them."""
+    return json.loads(net(mx.sym.var("data")).tojson(remove_amp_cast=not casts))["nodes"]
