@@ -164,7 +164,7 @@ def main():
         if args.profile:
             os.environ["MXNET_EXEC_BULK_EXEC_TRAIN"] = "0"
         if args.form != "plain":
-            prepare_mxnet(bfloat16=args.form == "bfloat16")
+            prepare_mxnet(use_gpus=False, bfloat16=args.form == "bfloat16")
         from scripts.measurements import measure_form, measure_loader, measure_operators
 
         if args.loader:

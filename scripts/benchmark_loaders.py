@@ -27,7 +27,7 @@ LOADERS = ("this project", "ImageRecordIter", "Gluon DataLoader")
 def images_per_second(name, folder, cores, batch_size, seconds):
     """Throughput of one loader on this process's first ``cores`` cores, after an epoch to warm up."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    prepare_mxnet()
+    prepare_mxnet(use_gpus=False)
     epoch = {"this project": ours, "ImageRecordIter": image_record_iter, "Gluon DataLoader": gluon_data_loader}[name]
     epoch = epoch(folder, cores, batch_size)
     next(epoch)

@@ -72,7 +72,7 @@ def lines_of(figures, args):
 
 def main():
     args = parse_arguments()
-    prepare_mxnet()
+    prepare_mxnet(use_gpus=args.num_gpus > 0)
     from scripts.measured_steps import measure
     from training.commands import join_group
 

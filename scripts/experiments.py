@@ -18,14 +18,13 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-from base.errors import UserError, run_command
+from base.errors import UserError, run_command, stop_signals
 from base.files import open_regular, writing
 from base.flags import OneLineParser, bounded_int
-from base.runtime import prepare_mxnet
-from training.flags import parse_arguments, training_parser
+from base.runtime import prepare_mxnet, real_core_count
+from training.flags import RESNET, parse_arguments, training_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MOST = 1024  # seeds, GPUs of a machine, trainings side by side
 
 Variant = namedtuple("Variant", ["name", "flags", "paper"], defaults=[None])
@@ -152,7 +151,9 @@ def main():
     parser.add_argument("--dry-run", action="store_true", help="print the commands and the hours they will take")
     args = parser.parse_args()
     trials = plan(args.name, args.scale, args.seeds)
-    jobs = args.num_gpus or args.jobs or len(os.sched_getaffinity(0))
+    if args.num_gpus and args.jobs:
+        parser.error("--jobs is for the CPU: --num-gpus has a training on each GPU")
+    jobs = args.num_gpus or args.jobs or real_core_count()
     place = ["--data-dir", args.data_dir, "--log-dir", str(args.log_dir), "--num-gpus", str(min(args.num_gpus, 1))]
     place += ["--bfloat16"] * args.bfloat16
     if args.dry_run:
@@ -181,7 +182,7 @@ def training_flags(flags):
 
 def print_plan(trials, place, jobs):
     """Print the commands, and the hours that they take on a CPU."""
-    prepare_mxnet()
+    prepare_mxnet(use_gpus=False)
     speed, hours = MULTIPLY_ADDS_A_SECOND * (BFLOAT16_GAIN if "--bfloat16" in place else 1), 0
     for trial in trials:
         print(shlex.join(["python3", "cifar10_train.py", "--run-name", trial.run, *trial.flags, *place]))
@@ -202,7 +203,7 @@ def estimated_hours(trial, speed):
 
     args = training_flags(trial.flags)
     images = Dataset("cifar10", 10, {}, 32, (0.0,) * 3, (1.0,) * 3, mirror=True)
-    family = "resnet" if args.unit == "resnet" else "cifar"
+    family = "resnet" if args.unit == RESNET else "cifar"
     net = make_network(describe(images, family, args.num_layers, **network_fields(args)))
     train, test = (min(count, args.limit or count) for count in IMAGES)
     work = trial.epochs * (train + VALIDATION * test) * multiply_adds(net, (1, 3, 32, 32))
@@ -222,7 +223,7 @@ class StoppableTrainings:
         self.stopped, self._running, self._handlers = None, set(), {}
 
     def __enter__(self):
-        self._handlers = {number: signal.signal(number, self._stop) for number in STOPS}
+        self._handlers = {number: signal.signal(number, self._stop) for number in stop_signals()}
         return self
 
     def __exit__(self, *exception):
@@ -256,21 +257,30 @@ def train_all(trials, place, jobs, on_gpus, trainings):
 
     Raises UserError where a training fails, and SystemExit when a signal has stopped them.
     """
+    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
+
     devices = queue.SimpleQueue()
-    for number in range(jobs):
-        devices.put(str(number))
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    for name in visible_gpus(jobs) if on_gpus else range(jobs):
+        devices.put(str(name))
+    threads = str(max(1, real_core_count() // jobs))
     log_dir = Path(place[place.index("--log-dir") + 1])
 
+    failures = []
+
+    def attempt(trial):
+        try:
+            return 0 if trainings.stopped or failures or finished(trial, log_dir) else train(trial)
+        except BaseException:
+            failures.append(trial)
+            raise
+
     def train(trial):
-        if trainings.stopped or finished(trial, log_dir):
-            return 0
         device, started = devices.get(), time.monotonic()
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         if on_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = device
-        begun = any((log_dir / "params" / trial.run).glob("checkpoint-*"))
-        command = [sys.executable, "cifar10_train.py", "--resume" if begun else "--run-name", trial.run, *trial.flags]
+        discard_unbegun(log_dir, trial.run)
+        command = [sys.executable, "cifar10_train.py", *begin_or_resume(log_dir, trial.run), *trial.flags]
         output = log_dir / "output" / f"{trial.run}.txt"
         try:
             status = trainings.run([*command, *absolute(place)], environment, output)
@@ -286,16 +296,28 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     with writing(log_dir):
         (log_dir / "output").mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(train, trial) for trial in trials]
+        waiting = [pool.submit(attempt, trial) for trial in trials]
         try:
-            for future in waiting:
+            for future in concurrent.futures.as_completed(waiting):
                 future.result()
-        except UserError:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if jobs > 1:
+                print(f"{error}; those that run beside it are waited for", file=sys.stderr, flush=True)
             raise
     if trainings.stopped:
         print("stopped; the same command goes on", flush=True)
         raise SystemExit(128 + trainings.stopped)
+
+
+def visible_gpus(count):
+    """The names of GPUs to take, as CUDA_VISIBLE_DEVICES has them where that is set. Raises UserError for too few."""
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return list(range(count))
+    names = [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    if len(names) < count:
+        raise UserError(f"--num-gpus {count}: CUDA_VISIBLE_DEVICES leaves {len(names)}")
+    return names[:count]
 
 
 def absolute(place):

@@ -76,9 +76,12 @@ def main():
         raise UserError(f"--row {args.row}: the table has rows 1 to {len(rows)}")
     run = run_name(args.scale, args.row)
     flags = row_flags(rows[args.row - 1], SCALES[args.scale], args.num_gpus)
-    begun = any((args.log_dir / "params" / run).glob("checkpoint-*"))
     place = ["--data-dir", args.data_dir, "--log-dir", str(args.log_dir)]
-    training = ["cifar10_train.py", "--resume" if begun else "--run-name", run, *flags, *place]
+    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
+
+    if not args.dry_run:
+        discard_unbegun(args.log_dir, run)
+    training = ["cifar10_train.py", *begin_or_resume(args.log_dir, run), *flags, *place]
     print(shlex.join(["python3", *training]), flush=True)
     if not args.dry_run:
         # This process becomes the training: its signals, its output and its exit status.

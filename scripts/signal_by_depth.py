@@ -22,7 +22,7 @@ def main():
     parser.add_argument("--seeds", type=positive_int, default=3, help="networks of each kind (default: 3)")
     parser.add_argument("--out", default="signal-by-depth.png", help="the picture")
     args = parser.parse_args()
-    prepare_mxnet()  # what follows imports MXNet
+    prepare_mxnet(use_gpus=False)  # what follows imports MXNet
     from model import get_attention_cifar
 
     signals = {learning: [] for learning in LEARNINGS}

@@ -5,14 +5,28 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from base.errors import UserError
 from scripts import experiments
-from scripts.experiments import EXPERIMENTS, SCALES, Trial, Variant, error_table, finished, plan, report, train_all
+from scripts.experiments import (
+    EXPERIMENTS,
+    SCALES,
+    Trial,
+    Variant,
+    error_table,
+    finished,
+    plan,
+    report,
+    train_all,
+    visible_gpus,
+)
 from tests.conftest import ROOT, wait_until
+from training.run.resume import begin_or_resume, discard_unbegun
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -90,6 +104,56 @@ def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path)
     with pytest.raises(UserError, match="run-3 ended with status 2: error: no luck"):
         train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
     assert commands == [["--resume", "run-2"], ["--run-name", "run-3"]]
+
+
+def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys):
+    trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
+    begun, failed = [], threading.Event()
+
+    def run(command, environment, output):
+        begun.append(command[3])
+        if command[3] == "run-1":
+            failed.wait(60)
+            time.sleep(0.1)
+            return 0
+        failed.set()
+        raise OSError("no memory")
+
+    place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
+    with pytest.raises(OSError, match="no memory"):
+        train_all(trials, place, 2, False, SimpleNamespace(run=run, stopped=None))
+    assert "no memory; those that run beside it are waited for" in capsys.readouterr().err
+    assert sorted(begun) == ["run-1", "run-2"]
+
+
+@pytest.mark.parametrize("left", [["params/run/checkpoint-000001.new", "board/run", "text/run.log"], ["text/run.log"]])
+def test_a_run_killed_before_its_first_checkpoint_leaves_its_name_free(tmp_path, left):
+    for name in left:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if path.suffix == ".log" else path.mkdir()
+    assert begin_or_resume(tmp_path, "run") == ["--run-name", "run"]
+    discard_unbegun(tmp_path, "run")
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("kept", ["params/run/best.params", "text/run.csv"])
+def test_a_run_that_has_come_further_is_left_alone(tmp_path, kept):
+    for name in ("params/run/checkpoint-000002.new", "text/run.log", kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    discard_unbegun(tmp_path, "run")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(2) == [0, 1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5")
+    assert visible_gpus(2) == ["2", "3"]
+    with pytest.raises(UserError, match="--num-gpus 4: CUDA_VISIBLE_DEVICES leaves 3"):
+        visible_gpus(4)
 
 
 def test_a_stopped_experiment_goes_on_and_ends_in_a_table(tmp_path, real_images):

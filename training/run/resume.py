@@ -1,12 +1,13 @@
 """Which run to go on with. Imports nothing heavy."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import open_regular
+from base.files import open_regular, writing
 from training.distributed.launcher import launch_info
-from training.run.checkpoint import Checkpoint, Checkpoints
+from training.run.checkpoint import NEW, Checkpoint, Checkpoints
 from training.run.files import RunFiles, Written
 from training.run.progress import TrainingProgress
 
@@ -89,6 +90,28 @@ def open_run(text, log_dir):
     return Resumed(RunFiles(log_dir, text, to_write=launch_info().rank == 0), checkpoint_path)
 
 
+def begin_or_resume(log_dir, name):
+    """The flags by which the same command begins a run and goes on with it: --run-name NAME or --resume NAME."""
+    return ["--resume" if Checkpoints(Path(log_dir, "params", name)).paths() else "--run-name", name]
+
+
+def discard_unbegun(log_dir, name):
+    """Remove what a run has left that was killed before its first checkpoint, so that its name is free.
+
+    Raises UserError where another process is at work on it, and where that cannot be removed.
+    """
+    folder, log = Path(log_dir, "params", name), Path(log_dir, "text", f"{name}.log")
+    if folder.is_dir() and not Checkpoints(folder).paths():
+        with RunFiles(log_dir, name) as files, writing(folder):
+            if not files.csv.exists() and all(path.name.endswith(NEW) for path in folder.iterdir()):
+                shutil.rmtree(files.board, ignore_errors=True)
+                log.unlink(missing_ok=True)
+                shutil.rmtree(folder)
+    elif not folder.exists() and log.is_file() and not log.stat().st_size:  # made to claim the name
+        with writing(log):
+            log.unlink()
+
+
 def find_newest(log_dir, fits):
     """The name of the run under ``log_dir`` that saved last of those whose settings ``fits`` accepts; None for none."""
     saved = []
@@ -96,7 +119,7 @@ def find_newest(log_dir, fits):
         checkpoints = Checkpoints(folder)
         # killed while it wrote its first one: nobody else comes to clean up
         if not checkpoints.paths() and launch_info().rank == 0:
-            with contextlib.suppress(UserError), RunFiles(log_dir, folder.name):
+            with contextlib.suppress(UserError, OSError), RunFiles(log_dir, folder.name):
                 checkpoints.tidy()
         for path in checkpoints.paths():
             with contextlib.suppress(ValueError, OSError, UserError):
