@@ -257,46 +257,28 @@ def train_all(trials, place, jobs, on_gpus, trainings):
 
     Raises UserError where a training fails, and SystemExit when a signal has stopped them.
     """
-    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
-
-    devices = queue.SimpleQueue()
+    environments = queue.SimpleQueue()
+    threads = {"OMP_NUM_THREADS": str(max(1, real_core_count() // jobs))}
     for name in visible_gpus(jobs) if on_gpus else range(jobs):
-        devices.put(str(name))
-    threads = str(max(1, real_core_count() // jobs))
-    log_dir = Path(place[place.index("--log-dir") + 1])
+        environments.put({**threads, **os.environ, **({"CUDA_VISIBLE_DEVICES": str(name)} if on_gpus else {})})
+    log_dir, failures = Path(place[place.index("--log-dir") + 1]), []
 
-    failures = []
-
-    def attempt(trial):
+    def train(trial):
+        if trainings.stopped or failures or finished(trial, log_dir):
+            return
+        environment = environments.get()
         try:
-            return 0 if trainings.stopped or failures or finished(trial, log_dir) else train(trial)
+            train_one(trial, absolute(place), environment, log_dir, trainings)
         except BaseException:
             failures.append(trial)
             raise
-
-    def train(trial):
-        device, started = devices.get(), time.monotonic()
-        environment = {"OMP_NUM_THREADS": threads, **os.environ}
-        if on_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = device
-        discard_unbegun(log_dir, trial.run)
-        command = [sys.executable, "cifar10_train.py", *begin_or_resume(log_dir, trial.run), *trial.flags]
-        output = log_dir / "output" / f"{trial.run}.txt"
-        try:
-            status = trainings.run([*command, *absolute(place)], environment, output)
         finally:
-            devices.put(device)
-        if status and not trainings.stopped:
-            last = (output.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-            raise UserError(f"{trial.run} ended with status {status}: {last}")
-        if not status:
-            print(f"{trial.run}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-        return status
+            environments.put(environment)
 
     with writing(log_dir):
         (log_dir / "output").mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(attempt, trial) for trial in trials]
+        waiting = [pool.submit(train, trial) for trial in trials]
         try:
             for future in concurrent.futures.as_completed(waiting):
                 future.result()
@@ -308,6 +290,21 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     if trainings.stopped:
         print("stopped; the same command goes on", flush=True)
         raise SystemExit(128 + trainings.stopped)
+
+
+def train_one(trial, place, environment, log_dir, trainings):
+    """Begin a `Trial`, or go on with it. Raises UserError where it fails, but for a signal."""
+    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
+
+    discard_unbegun(log_dir, trial.run)
+    command = [sys.executable, "cifar10_train.py", *begin_or_resume(log_dir, trial.run), *trial.flags, *place]
+    output, started = log_dir / "output" / f"{trial.run}.txt", time.monotonic()
+    status = trainings.run(command, environment, output)
+    if status and not trainings.stopped:
+        last = (output.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{trial.run} ended with status {status}: {last}")
+    if not status:
+        print(f"{trial.run}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
 def visible_gpus(count):
