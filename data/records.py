@@ -273,7 +273,9 @@ def replacement(folder):
 
     Only for whoever has ``folder`` `locked`: those that killed processes have left behind vanish first.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # of a symbolic link, what it leads to
+    if os.path.ismount(folder):
+        raise UserError(f"{folder} is a mount point: name a folder in it")
     for stale in folder.parent.glob(glob.escape(folder.name) + ".new-" + "[a-z0-9_]" * 8):
         if (stale / UNFINISHED).exists():
             shutil.rmtree(stale, ignore_errors=True)
@@ -281,11 +283,11 @@ def replacement(folder):
     try:
         (new / UNFINISHED).touch()
         yield new
-        (new / UNFINISHED).unlink()
         new.chmod(0o755)  # mkdtemp's folders are private
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
+        (folder / UNFINISHED).unlink()  # as the last thing: whoever is killed before leaves what the next one removes
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

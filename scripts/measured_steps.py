@@ -69,7 +69,7 @@ class MeasuredSteps:
 
     def in_parts(self):
         trainer, group, spent = self._trainer, self._group, []
-        allreduce_grads, add = trainer.allreduce_grads, group.sum
+        allreduce_grads, agree = trainer.allreduce_grads, group.agree
 
         def allreduce_apart():
             mx.nd.waitall()
@@ -78,16 +78,16 @@ class MeasuredSteps:
             timed(spent, allreduce_grads)
             timed(spent, mx.nd.waitall)  # several devices of one process do not wait by themselves
 
-        def sum_apart(*arguments):
+        def agree_apart(*arguments):
             mx.nd.waitall()
-            return timed(spent, add, *arguments)
+            return timed(spent, agree, *arguments)
 
-        trainer.allreduce_grads, group.sum = allreduce_apart, sum_apart
+        trainer.allreduce_grads, group.agree = allreduce_apart, agree_apart
         started = time.perf_counter()
         try:
             self._step()
         finally:
-            trainer.allreduce_grads, group.sum = allreduce_grads, add
+            trainer.allreduce_grads, group.agree = allreduce_grads, agree
         self.seconds["communication"].append(sum(spent))
         self.seconds["computation"].append(time.perf_counter() - started - sum(spent))
 

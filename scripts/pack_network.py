@@ -8,6 +8,7 @@ single precision: they are few, and variances may be smaller than half precision
 import re
 
 from base.errors import UserError, run_command
+from base.files import writing
 from base.flags import HelpFormatter, OneLineParser
 from base.runtime import prepare_mxnet
 from base.text import one_line
@@ -47,13 +48,13 @@ def main():
     from training.run.exports import parameters_of, write_parameters
 
     net, description = load_network(args.params)
+    if description.epoch is None:
+        raise UserError(f"{args.params}: the network.json beside it does not say which epoch it is of")
     arrays = {name: array.astype("float16") if array.ndim > 1 else array for name, array in parameters_of(net).items()}
     path = trained_params(args.name)
     accuracy = description.accuracy if args.accuracy is None else args.accuracy
-    try:
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path.parent}: {error.strerror}") from None
     network_file = NetworkFile(path.parent, description)
     write_parameters(path.parent, arrays, network_file, [path.name], (description.epoch, accuracy))
     print(f"{one_line(path)}: {path.stat().st_size / 1e6:.1f} MB")

@@ -416,7 +416,7 @@ def test_parameter_files(tmp_path, described, damage, renamed):
         assert all(array.shape for array in read_parameters(path).values())
 
 
-LAUNCH = ["DMLC_ROLE", "DMLC_WORKER_ID", "BYTEPS_LOCAL_SIZE", "BYTEPS_LOCAL_RANK", "HOROVOD_RANK", "HOROVOD_SIZE"]
+LAUNCH = ["DMLC_ROLE", "DMLC_WORKER_ID", "BYTEPS_LOCAL_SIZE", "BYTEPS_LOCAL_RANK", "HOROVOD_RANK", "HOROVOD_LOCAL_SIZE"]
 counts = st.sampled_from(
     ["worker", "server", "0", "1", "-1", "", "1e3", "9" * 5000, "\u0661", "0,1", "," * 5000, "all", "2,3"]
 ) | st.text(max_size=5)

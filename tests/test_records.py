@@ -246,6 +246,23 @@ def test_whole_records_are_read_without_a_change_to_their_folder(tmp_path):
     assert tmp_path.stat().st_mtime == 0
 
 
+def test_what_a_link_leads_to_is_replaced_where_it_lies(tmp_path):
+    (tmp_path / "disk" / "set").mkdir(parents=True)
+    (tmp_path / "set").symlink_to(tmp_path / "disk" / "set")
+    with replacement(tmp_path / "set") as new:
+        assert new.parent == tmp_path / "disk", "and not on the link's disk"
+        (new / "file").touch()
+    assert (tmp_path / "set").is_symlink() and [path.name for path in (tmp_path / "set").iterdir()] == ["file"]
+
+
+def test_a_mount_point_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "set")
+    with pytest.raises(UserError, match="set is a mount point: name a folder in it"), replacement(tmp_path / "set"):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_what_killed_processes_left_vanishes_and_nothing_else(tmp_path):
     kept = ["set.new-mine", "set.new-december", "other.new-abcdefgh", "set.new-b.new-abcdefgh"]
     for name in ["set.new-abcdefgh", *kept]:

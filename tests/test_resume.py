@@ -456,6 +456,7 @@ def test_as_many_devices_and_strangers_are_nothing_to_say():
     assert what_changes(now, dict(now)) is None
     for then in (None, [], {}, {**now, "images": "16"}, {"workers": 1}):
         assert what_changes(then, now) is None
-    assert what_changes({**now, "workers": 4, "images": 32}, now).startswith(
-        "workers x devices: 2 x 1 instead of 4 x 1"
-    )
+    then = {**now, "workers": 4, "images": 32}
+    assert what_changes(then, now).startswith("workers x devices: 2 x 1 instead of 4 x 1")
+    assert what_changes(then, now).endswith("the learning rate is the same")
+    assert what_changes(then, now, rate_follows=True).endswith("the learning rate as many times as high")

@@ -74,9 +74,10 @@ def test_one_process_is_a_worker_too():
 
 def test_launchers_are_told_by_their_variables():
     byteps = {"DMLC_ROLE": "worker", "DMLC_WORKER_ID": "1", "BYTEPS_LOCAL_SIZE": "8", "BYTEPS_LOCAL_RANK": "3"}
-    assert launch_info(byteps) == ("byteps", 11)
-    assert launch_info({"HOROVOD_RANK": "2"}) == ("horovod", 2)
-    assert launch_info({"DMLC_ROLE": "server"}) == launch_info({}) == ("none", 0)
+    assert launch_info(byteps) == ("byteps", 11, 8)
+    assert launch_info({"HOROVOD_RANK": "2"}) == ("horovod", 2, 1)
+    assert launch_info({"HOROVOD_RANK": "2", "HOROVOD_LOCAL_SIZE": "4"}) == ("horovod", 2, 4)
+    assert launch_info({"DMLC_ROLE": "server"}) == launch_info({}) == ("none", 0, 1)
 
 
 def test_what_no_launcher_started_is_refused_in_one_line(tmp_path):

@@ -98,14 +98,22 @@ def test_a_run_that_goes_on_keeps_its_threads(capsys, busy, then, threads, said)
     [
         {"OMP_NUM_THREADS": "2"},
         {"MXNET_OMP_MAX_THREADS": "2"},
-        {"HOROVOD_RANK": "0"},
-        {"DMLC_ROLE": "worker", "DMLC_WORKER_ID": "0", "BYTEPS_LOCAL_SIZE": "1", "BYTEPS_LOCAL_RANK": "0"},
+        {"HOROVOD_RANK": "0", "HOROVOD_LOCAL_SIZE": "2", "OMP_NUM_THREADS": "1"},
         {"num_gpus": 1},
     ],
     ids=str,
 )
 def test_what_others_have_chosen_stays(capsys, given):
     assert chosen(3, **given) is None and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("workers, threads", [(1, 4), (2, 2), (3, 1), (8, 1)])
+def test_the_workers_of_a_machine_share_its_cores(capsys, workers, threads):
+    horovod = {"HOROVOD_RANK": "0", "HOROVOD_LOCAL_SIZE": str(workers)}
+    byteps = {"DMLC_ROLE": "worker", "DMLC_WORKER_ID": "0", "BYTEPS_LOCAL_RANK": "0", "BYTEPS_LOCAL_SIZE": str(workers)}
+    for environ in (horovod, byteps):
+        assert chosen(3, then=4, **environ) == threads
+    assert capsys.readouterr().out == ""
 
 
 def test_a_single_core_is_not_looked_at():

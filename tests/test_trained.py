@@ -55,6 +55,16 @@ def test_a_packed_network_has_a_checksum(packed):
         read_description(params_path("mine"))
 
 
+def test_a_network_of_which_no_epoch_is_known_is_refused(packed, tmp_path, monkeypatch):
+    packed.initialize(mx.init.Xavier(), force_reinit=True)
+    packed.save_parameters(str(tmp_path / "run" / "mine.params"))
+    flags = ["--params", str(tmp_path / "run" / "mine.params"), "--name", "other"]
+    monkeypatch.setattr("sys.argv", ["pack_network", *flags])
+    with pytest.raises(UserError, match="does not say which epoch"):
+        pack_network.main()
+    assert not (tmp_path / "trained" / "other").exists()
+
+
 @pytest.mark.parametrize("name", ["../up", "Upper", ""])
 def test_a_short_name_is_a_folders(name):
     with pytest.raises(ValueError):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from base.devices import in_own_thread
 from base.errors import UserError
+from base.files import writing
 from model.attention import AttentionMaps
 from training.pictures import as_array, draw_channels, draw_figure_1, draw_masks, save_picture, verdict
 from training.prediction import batch_examples, classify, network_input
@@ -62,10 +63,8 @@ class AttentionArtist:
             raise UserError("this network has no masks: there is nothing to see of its attention")
         self._net, self._description, self._folder = net, description, folder
         self._taken = {"overview"}  # pictures' names
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}") from None
 
     def overview(self, examples):
         """Write `attention_overview` as overview-masks.png. Returns its path."""

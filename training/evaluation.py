@@ -4,7 +4,7 @@ import heapq
 
 import numpy as np
 
-from base.errors import UserError
+from base.files import writing
 from training.pictures import draw_confusion, draw_images, save_picture, verdict
 from training.prediction import batch_examples
 
@@ -88,13 +88,14 @@ def draw_findings(findings, matrix, description, folder, stem):
 
     Raises UserError where they cannot be written.
     """
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     names, worst = description.classes, findings.worst()
     captions = [verdict(names[taken], share, names[example.true]) for example, taken, share in worst]
-    title = f"The worst of {int(matrix.sum() - np.trace(matrix)):,} mistakes in {int(matrix.sum()):,} images"
+    own = findings.matrix
+    title = f"The worst of {int(own.sum() - np.trace(own)):,} mistakes in {int(own.sum()):,} images"
+    if own.sum() != matrix.sum():
+        title += f", one worker's share of {int(matrix.sum()):,}"
     pictures = {
         "confusion": draw_confusion(matrix, names),
         "mistakes": draw_images([example.view for example, *_ in worst], captions, title),

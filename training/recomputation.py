@@ -2,6 +2,7 @@
 
 import mxnet as mx
 from mxnet import autograd
+from mxnet.gluon import nn
 
 from training.state import is_statistic
 
@@ -24,7 +25,8 @@ class Recomputation:
     """
 
     def __init__(self, net):
-        self._pieces = net.pieces()
+        # a stage without a further unit is a piece that hands its input on, and records nothing
+        self._pieces = [p for p in net.pieces() if not (isinstance(p, nn.HybridSequential) and not len(p))]
         trained = [any(p.grad_req != "null" for p in piece.collect_params().values()) for piece in self._pieces]
         self._first_trained = trained.index(True)  # what is frozen lies before it
         self._statistics = [parameter for parameter in net.collect_params().values() if is_statistic(parameter)]

@@ -30,12 +30,16 @@ def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=
     busy : callable
         Says how many of them others keep busy.
 
-    Returns None on GPUs, and where the user or a launcher has chosen.
+    The workers of a machine share its cores, whoever keeps them busy.
+
+    Returns None on GPUs, and where the user has chosen, or the launcher for the user.
     """
-    if num_gpus or any(environ.get(name) for name in THREAD_VARIABLES) or launch_info(environ).engine != "none":
+    if num_gpus or any(environ.get(name) for name in THREAD_VARIABLES):
         return None
+    launch, cores = launch_info(environ), cores or real_core_count()
+    if launch.engine != "none":
+        return max(1, cores // launch.local_size)
     then = resumed.checkpoint.facts.get("threads") if resumed else None
-    cores = cores or real_core_count()
     taken = min(busy(), cores) if cores > 1 else 0
     idle = max(1, cores - taken)
     threads = then if type(then) is int and 0 < then <= cores else idle

@@ -138,7 +138,7 @@ class Run:
             self._restore(learner)
             then = self._resumed.checkpoint.facts
             changes = (
-                what_changes(then.get("devices"), devices),
+                what_changes(then.get("devices"), devices, self._settings.get("lr_per") is not None),
                 other_threads(then.get("threads"), threads),
                 other_precision(then["settings"].get("bfloat16", False), self._settings.get("bfloat16", False)),
             )
@@ -314,7 +314,7 @@ def other_precision(then, now):
     return f"computing {after}, and until here {before}: the numbers are others from here on"
 
 
-def what_changes(then, now):
+def what_changes(then, now, rate_follows=False):
     """A line about a run that goes on with other devices, None where they are as many.
 
     Parameters
@@ -322,6 +322,8 @@ def what_changes(then, now):
     then, now : dict
         {"workers": processes, "devices": of each, "images": of a step of all}. ``then`` is a checkpoint's, which may
         be a stranger's or have none.
+    rate_follows : bool
+        Whether the learning rate is for a number of images a step (--lr-per).
     """
     if not isinstance(then, dict) or any(type(then.get(name)) is not int for name in now) or then == now:
         return None
@@ -330,5 +332,6 @@ def what_changes(then, now):
         return f"workers x devices: {after} instead of {before}; a step has {now['images']} images as before"
     return (
         f"workers x devices: {after} instead of {before}; a step has {now['images']} images instead of "
-        f"{then['images']}, an epoch accordingly more or fewer steps, and the learning rate is the same"
+        f"{then['images']}, an epoch accordingly more or fewer steps, and the learning rate "
+        + ("as many times as high" if rate_follows else "is the same")
     )
