@@ -57,7 +57,8 @@ def main():
     from training.network_file import check_depth, describe
 
     family = "resnet" if args.unit == RESNET else "cifar"
-    check_depth(family, args.num_layers)
+    if not args.eval_only:
+        check_depth(family, args.num_layers)
     with join_group(args) as group:
         trained = load_for_evaluation(args, group.devices, small_images) if args.eval_only else None
         opened = functools.partial(open_dataset, args.dataset, args.data_dir, may_write=args.may_write_data)

@@ -77,7 +77,8 @@ def main():
     from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
     from training.network_file import check_depth, describe
 
-    check_depth("imagenet", args.num_layers)
+    if not args.eval_only:
+        check_depth("imagenet", args.num_layers)
     if not AttentionNet.takes(args.input_size):
         raise UserError(f"--input-size {args.input_size}: choose {AttentionNet.sizes()}")
     with join_group(args) as group:

@@ -37,6 +37,7 @@ from training.recomputation import Recomputation
 from training.run.files import new_run
 from training.run.logger import RunLogger
 from training.state import TrainingState
+from training.weight_average import WeightAverage
 
 ON_ONE = SingleProcess([mx.cpu()])
 
@@ -444,6 +445,33 @@ def test_the_next_batch_is_fetched_while_devices_compute_and_its_error_comes_in_
     images, targets = examples(4)
     learner.step([Example(images, targets, targets)], 0.1, 0, 0, meanwhile=lambda: done.append("fetched"))
     assert done == ["fetched", "waited"]
+
+
+def test_all_workers_have_the_first_ones_averages_of_statistics():
+    class Worker(SingleProcess):
+        size, said = 2, None
+
+        def __init__(self, rank):
+            super().__init__([mx.cpu()])
+            self.rank = rank
+
+        def sum(self, name, numbers):
+            Worker.said = numbers if self.rank == 0 else Worker.said + numbers
+            return Worker.said
+
+    for rank in (0, 1):
+        net = small_net()
+        net.initialize(mx.init.One())
+        net(mx.nd.ones((1, 3, 32, 32)))
+        average = WeightAverage(net, 0.5)
+        names = [name for name in average.arrays if "running" in name]
+        assert len(names) >= 2
+        for number, name in enumerate(names):
+            average.arrays[name][:] = 10 * rank + number
+        weights = {name: array.asnumpy() for name, array in average.arrays.items() if name not in names}
+        average.share(Worker(rank))
+        assert [average.arrays[name].mean().asscalar() for name in names] == list(range(len(names)))
+        assert all((average.arrays[name].asnumpy() == weight).all() for name, weight in weights.items())
 
 
 def handed_over(monkeypatch, folder, dataset, *flags, make_net=small_net):

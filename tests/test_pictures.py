@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import mxnet as mx
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from base.errors import UserError
 from data.augmentation import CentreWindow
 from data.cifar import open_cifar
 from data.loader import Loader, LoaderOptions, ShardedLoader
@@ -19,6 +21,7 @@ from data.views import normalized, read_view
 from model import get_attention_cifar
 from tests.conftest import assert_refused, run_module, run_script
 from tests.test_training import READ_EVENTS
+from training.commands import flags_of, load_for_evaluation
 from training.distributed.process_group import SingleProcess
 from training.evaluation import Findings, class_table
 from training.learner import mirror_averaged, validate
@@ -236,6 +239,24 @@ def test_an_evaluation_takes_the_mean_over_mirror_images_where_it_is_told_to(rea
         expected.append(validate(averaged, loader, "float32", SingleProcess([mx.cpu()]))["loss"])
         assert float(process.stdout.split()[4]) == pytest.approx(expected[-1], abs=2e-4)
     assert abs(expected[0] - expected[1]) > 1e-3, "or nothing was compared"
+
+
+def test_an_evaluation_takes_flags_that_are_its_networks_and_no_others(tmp_path, digits):
+    description = describe(digits, "resnet", 20, "bottleneck")
+    net = make_network(description)
+    net.initialize(mx.init.MSRAPrelu())
+    Exports(tmp_path, 0, description).save(net, 1, 1, 0.1)
+    args = SimpleNamespace(params=tmp_path / "best.params", dataset="digits", given=[], unit="resnet", num_layers=20)
+    args.given = ["unit", "num_layers"]
+    assert load_for_evaluation(args, [mx.cpu()], ["digits"])[1].family == "resnet"
+    args.unit = "bottleneck"
+    with pytest.raises(UserError, match="--unit bottleneck: .* is of resnet"):
+        load_for_evaluation(args, [mx.cpu()], ["digits"])
+    variant = {"num_layers": 56, "unit": "se", "attention": "channel", "learning": "naive", "mask": "local"}
+    for modules in ((2, 1, 1), None):
+        fields = {name: value for name, value in variant.items() if name != "num_layers"}
+        described = describe(digits, "cifar", 56, **fields, modules=modules)
+        assert flags_of(described) == variant | {"modules": list(modules or (1, 1, 1))}
 
 
 def test_json_names_what_is_no_image(params, images, tmp_path):

@@ -9,6 +9,7 @@ from base.text import one_line
 from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, Shard, ShardedLoader
 from data.mixup import TargetTransform
+from model.attention_net import attention_net_spec
 from model.onednn import hybridize
 from model.units import start_as_shortcuts
 from training.distributed import process_group
@@ -50,6 +51,17 @@ def network_fields(args):
     modules = None if args.modules is None else tuple(args.modules)
     names = ("unit", "attention", "learning", "mask")
     return {name: getattr(args, name) for name in names} | {"modules": modules}
+
+
+def flags_of(description):
+    """What the flags of a network are where it is that of a description, {name: value}; the reverse of the above."""
+    unit = RESNET if description.family == "resnet" else description.unit
+    flags = {"num_layers": description.depth, "unit": unit}
+    if unit == RESNET:
+        return flags
+    modules = description.modules or attention_net_spec[description.depth].modules
+    names = ("attention", "learning", "mask")
+    return flags | {name: getattr(description, name) for name in names} | {"modules": list(modules)}
 
 
 def make_net(description, last_gamma, no_wd):
@@ -186,7 +198,7 @@ def load_for_evaluation(args, devices, datasets):
     Raises UserError as `training.network_file.load_network` does, and where a flag contradicts network.json.
     """
     net, description = load_network(args.params, devices)
-    for flag, value in {"num_layers": description.depth, "unit": description.unit}.items():
+    for flag, value in flags_of(description).items():
         if flag in args.given and getattr(args, flag) != value:
             raise UserError(
                 f"--{flag.replace('_', '-')} {getattr(args, flag)}: {args.params} is of {value}, as {NETWORK_FILE} says"

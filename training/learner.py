@@ -182,6 +182,7 @@ class Learner:
         if self.evaluation_net is not self.net:
             copy_parameters(self.net, self.evaluation_net)
         if self._average:
+            self._average.share(self.group)
             self._average.copy_to(self.average_net)
             forget_graph(self.average_net)
 

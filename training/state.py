@@ -48,7 +48,7 @@ class TrainingState:
                     self._shared[f"optimizer/{name}/{number}"] = arrays
 
     def include(self, kind, arrays):
-        """Save and restore further arrays too: {name: NDArray}, the same on all processes."""
+        """Save and restore further arrays too: {name: NDArray}, of which the first process's go for all."""
         self._shared.update((f"{kind}/{name}", [array]) for name, array in arrays.items())
 
     @property

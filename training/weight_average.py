@@ -1,6 +1,9 @@
 """A moving average of a network's weights, which often classifies better than the last ones."""
 
 import mxnet as mx
+import numpy as np
+
+from training.state import is_statistic
 
 __all__ = ["WeightAverage"]
 
@@ -30,6 +33,7 @@ class WeightAverage:
         self._decay = decay
         self._values = {name: p.data(p.list_ctx()[0]) for name, p in net._collect_params_with_prefix().items()}
         self.arrays = {name: value.astype("float32") for name, value in self._values.items()}
+        self._statistics = [name for name, p in net._collect_params_with_prefix().items() if is_statistic(p)]
 
     def update(self, updates):
         """Follow the network after its update number ``updates``, which counts from 1."""
@@ -52,6 +56,19 @@ class WeightAverage:
             )
         if self._values[names[0]].context.device_type == "cpu":
             mx.nd.waitall()  # a CPU's next backward pass changes statistics without the engine knowing who reads them
+
+    def share(self, group):
+        """Give all processes of a group the first one's averages of statistics, which differ within an epoch.
+
+        So all validate the network that is saved. Those of the other processes are never seen, and need not be saved.
+        """
+        if group.size == 1 or not self._statistics:
+            return
+        arrays = [self.arrays[name] for name in self._statistics]
+        own = np.concatenate([array.asnumpy().ravel() for array in arrays])
+        firsts = group.sum("average statistics", own if group.is_main_process else np.zeros_like(own))
+        for array, part in zip(arrays, np.split(firsts, np.cumsum([array.size for array in arrays])[:-1])):
+            array[:] = part.reshape(array.shape)
 
     def copy_to(self, net):
         """Give another network of this kind the average's values."""
