@@ -49,7 +49,7 @@ seed : int
 threads : int
     CPU threads that decode, for each device.
 limit : int or None
-    Only the first so many images of the set exist.
+    Only so many images of the set exist: the first ones of records, and of folders some of every class.
 label_noise : float
     Share of the training labels that are wrong.
 accumulate : int

@@ -132,7 +132,7 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     group.add_argument(
         "--workers", "-j", type=bounded_int(256), default=2, help="CPU threads that decode images, for each device"
     )
-    group.add_argument("--limit", type=positive_int, help="use the first LIMIT images of each split only, for trials")
+    group.add_argument("--limit", type=positive_int, help="use LIMIT images of each split only, for trials")
     group.add_argument(
         "--cutout",
         type=non_negative_int,
@@ -336,7 +336,7 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
 
     group = parser.add_argument_group("logs and saved parameters")
     group.add_argument("--log-dir", default=DEFAULT_LOG_DIR, help="folder of board/, text/ and params/")
-    group.add_argument("--run-name", type=file_name, help="name of the run (default: DATASET_attentionLAYERS_TIME)")
+    group.add_argument("--run-name", type=file_name, help="name of the run (default: DATASET_NETWORKLAYERS_TIME)")
     group.add_argument(
         "--log-interval", type=positive_int, default=50, help="steps between lines where there is no progress bar"
     )

@@ -18,7 +18,7 @@ class Checkpointer:
     Parameters
     ----------
     files : training.run.files.RunFiles or None
-        None for all processes but the main one, which writes for all.
+        The main process writes for all; a new run has none on the others.
     state : training.state.TrainingState
     progress : training.run.progress.TrainingProgress
         Kept up to date by the training.
