@@ -26,6 +26,7 @@ CURVES = {
     "accuracy": {"train_metric": "training", "val_accuracy": "validation"},
     "loss": {"train_loss": "training", "val_loss": "validation"},
 }
+AVERAGED = {"accuracy": "val_ema_accuracy", "loss": "val_ema_loss"}  # what runs with --ema have besides
 NO_CURVES = ("epoch", "seconds")
 BEST = {"loss": "idxmin", "accuracy": "idxmax", "metric": "idxmax", "top5": "idxmax"}  # by the end of a figure's name
 # Okabe and Ito's, which colour-blind readers tell apart
@@ -40,16 +41,19 @@ def plot_curves(path, folder):
     Raises UserError as `read_figures` does.
     """
     columns = ["epoch", *(column for curve in CURVES.values() for column in curve)]
-    table = read_csv(path, columns)
+    table = read_csv(path, columns, optional=AVERAGED.values())
     pictures = []
     for name, lines in CURVES.items():
+        if AVERAGED[name] in table:
+            lines = {**lines, AVERAGED[name]: "validation, average of the weights"}
         figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
         for column, label in lines.items():
             axes.plot(table["epoch"], table[column], marker="o" if len(table) < FEW_EPOCHS else None, label=label)
-        if name == "accuracy" and table["val_accuracy"].notna().any():
-            best = table.loc[table["val_accuracy"].idxmax()]
-            axes.axhline(best["val_accuracy"], color="grey", linewidth=0.8, linestyle=":")
-            axes.set_title(f"{drawable(path.stem)}: best {best['val_accuracy']:.4f} at epoch {best['epoch']:.0f}")
+        validated = list(lines)[-1]  # by which a run's best epoch is chosen
+        if name == "accuracy" and table[validated].notna().any():
+            best = table.loc[table[validated].idxmax()]
+            axes.axhline(best[validated], color="grey", linewidth=0.8, linestyle=":")
+            axes.set_title(f"{drawable(path.stem)}: best {best[validated]:.4f} at epoch {best['epoch']:.0f}")
         else:
             axes.set_title(drawable(path.stem))
         pictures.append(finish(figure, axes, name, folder / f"{path.stem}-{name}.png"))
@@ -107,10 +111,11 @@ def finish(figure, axes, name, path):
     return path
 
 
-def read_figures(path, columns=None):
+def read_figures(path, columns=None, optional=()):
     """Columns of a run's CSV, all of them by default, as a pandas.DataFrame of float; and how many rows are cut short.
 
-    These are left out. Raises UserError where it cannot be read, lacks a column, or has no epoch.
+    These are left out, and so are ``optional`` columns that are not there. Raises UserError where it cannot be read,
+    lacks a column, or has no epoch.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
@@ -118,7 +123,8 @@ def read_figures(path, columns=None):
         if len(set(names)) < len(names) or any(len(row) > len(names) for row in rows):
             raise ValueError("its rows do not fit their names")
         whole = [row for row in rows if len(row) == len(names)]
-        table = pandas.DataFrame(whole, columns=names)[columns or names].replace("", "nan").astype(float)
+        taken = [*columns, *(name for name in optional if name in names)] if columns else names
+        table = pandas.DataFrame(whole, columns=names)[taken].replace("", "nan").astype(float)
         table["epoch"]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is no CSV of a run: {' '.join(str(error).split())}") from None
@@ -127,9 +133,9 @@ def read_figures(path, columns=None):
     return table, len(rows) - len(whole)
 
 
-def read_csv(path, columns=None):
+def read_csv(path, columns=None, optional=()):
     """The table of `read_figures`; says on stderr what is left out."""
-    table, cut = read_figures(path, columns)
+    table, cut = read_figures(path, columns, optional)
     if cut:
         print(one_line(f"{path}: {cut} of its rows cut short, and left out"), file=sys.stderr)
     return table

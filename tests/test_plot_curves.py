@@ -115,6 +115,20 @@ def test_a_name_is_a_run_of_the_log_folder(runs):
     assert_refused(plot(runs / "text", "--log-dir", runs), "no TensorBoard events")
 
 
+def test_an_average_of_weights_is_drawn_and_names_the_best_epoch(runs, tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(figure, axes, name, path):
+        drawn[name] = axes.get_title(), [text.get_text() for text in axes.legend().get_texts()]
+
+    monkeypatch.setattr(plot_curves, "finish", keep)
+    plot_curves.plot_curves(runs / "text" / "first.csv", tmp_path)
+    lines = ["training", "validation", "validation, average of the weights"]
+    assert drawn == {"accuracy": ("first: best 0.5000 at epoch 1", lines), "loss": ("first", lines)}
+    plot_curves.plot_curves(runs / "text" / "second.csv", tmp_path)
+    assert drawn["accuracy"] == ("second: best 0.5000 at epoch 2", lines[:2])
+
+
 def test_labels_name_runs_and_their_best_epochs(runs, tmp_path, monkeypatch):
     paths = [runs / "text" / "first.csv", runs / "text" / "second.csv", tmp_path / "first.csv"]
     tables = plot_curves.read_runs(paths)
