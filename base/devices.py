@@ -30,7 +30,13 @@ def contexts(num_gpus, first=0):
 
 def is_out_of_memory(error):
     """Whether an exception of MXNet's or of DALI's says that a device's memory, or the machine's, is used up."""
-    words = ("out of memory", "memoryallocation", "failed to allocate")
+    words = (
+        "out of memory",
+        "memoryallocation",
+        "failed to allocate",
+        "status_alloc_failed",
+        "create cublas handle failed",
+    )
     return any(word in str(error).lower() for word in words)
 
 

@@ -109,6 +109,7 @@ def prepare_mxnet(environ=os.environ, use_gpus=True, threads=None, bfloat16=Fals
     environ.setdefault("MXNET_CPU_TEMP_COPY", "1")
     site_packages = _cuda_build_location()
     if site_packages is not None:
+        environ.setdefault("MXNET_CUDNN_LIB_CHECKING", "0")  # or each process says that cuDNN is newer than MXNet's own
         driver = _load_cuda_libraries(site_packages / "nvidia")
         if use_gpus:
             if check_driver(driver) < NVRTC_DRIVER:

@@ -69,7 +69,7 @@ class Upsample(nn.HybridBlock):
     def matrices_of(self, source, target, device):
         """The `matrices` for maps of shape ``source`` and others of shape ``target``, as NDArrays on a device."""
         # of the maps only height and width count here: one channel will do
-        x, like = (mx.nd.zeros((1, 1, *shape[2:]), device) for shape in (source, target))
+        x, like = (mx.nd.zeros((1, 1, *shape[2:]), ctx=device) for shape in (source, target))
         matrices = self.matrices(mx.nd, x, like)
         if self.separable:
             rows, columns = matrices
@@ -107,7 +107,9 @@ def interpolation_matrix(F, source, target, axis):
     """
     source = F.contrib.arange_like(source, axis=axis).astype("float32")
     target = F.contrib.arange_like(target, axis=axis).astype("float32")
-    step = F.broadcast_div(F.max(source), F.broadcast_maximum(F.max(target), F.ones(1)))
+    # ones as F.ones makes them would be on the CPU: `model.constants` calls this outside of any device's context
+    last = F.max(target)
+    step = F.broadcast_div(F.max(source), F.broadcast_maximum(last, F.ones_like(last)))
     position = F.broadcast_mul(target, step)
     distance = F.abs(F.broadcast_sub(source.reshape((-1, 1)), position.reshape((1, -1))))
     return F.relu(1 - distance)

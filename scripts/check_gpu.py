@@ -27,7 +27,11 @@ PACKAGES = ("mxnet", "mxnet-cu112", "nvidia-dali-cuda110", "nvidia-cudnn-cu11", 
 PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
 LONGEST = 400  # seconds of one process
 
-HOROVOD = (sys.executable, "-m", "horovod.runner.launch", "-np", 2, "--gloo")
+# From Ampere on, cuDNN rounds what float32 convolutions read to TF32, as coarsely as float16. Where a GPU's numbers are
+# compared with a CPU's, or those of other batches, it must not.
+EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}
+
+HOROVOD = (sys.executable, "-m", "scripts.horovodrun", "-np", 2, "--gloo")
 
 DIGITS = ("--dataset", "digits", "--num-layers", 56, "--batch-size", 16, "--lr", 0.03, "--lr-mode", "cosine")
 DIGITS += ("--warmup-epochs", 0.2, "--epsilon", 0.1, "--seed", 1, "--log-interval", 10)
@@ -142,9 +146,7 @@ def check_devices(machine):
         raise Failure(f"1 + 1 + 1 = {answer[-1]}")
     if not gpus:
         return f"CPU, {len(os.sched_getaffinity(0))} threads"
-    described = machine.run(
-        "nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"
-    )
+    described = machine.run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     return f"{answer[0]} GPUs: {'; '.join(described.split(chr(10))).rstrip('; ')}"
 
 
@@ -152,7 +154,7 @@ def check_tests(machine, chosen):
     """The tests of tests/test_gpu.py with a name, on the machine's device."""
     device = "gpu" if machine.num_gpus else "cpu"
     command = (sys.executable, "-m", "pytest", "-q", "tests/test_gpu.py", "-k", chosen, "-p", "no:cacheprovider")
-    printed = machine.run(*command, f"--basetemp={machine.folder / 'pytest'}", RAN_CHECK_DEVICE=device)
+    printed = machine.run(*command, f"--basetemp={machine.folder / 'pytest'}", RAN_CHECK_DEVICE=device, **EXACT)
     return printed.strip().splitlines()[-1]
 
 
@@ -244,12 +246,12 @@ def in_step(machine, engine, launcher):
     import numpy as np
 
     worker = [sys.executable, "tests/sync_worker.py", "steps"]
-    parameters, threads = {}, {"OMP_NUM_THREADS": "1"}
+    parameters, environ = {}, {"OMP_NUM_THREADS": "1", **EXACT}
     for name, command, images in (("one", worker, 16), ("two", [*launcher, *worker], 8)):
         folder = machine.folder / f"{engine}-{name}"
         folder.mkdir()
         gpus = ("--num-gpus", min(machine.num_gpus, 1))
-        machine.run(*command, folder, "--data-dir", machine.folder / "sets", "--batch-size", images, *gpus, **threads)
+        machine.run(*command, folder, "--data-dir", machine.folder / "sets", "--batch-size", images, *gpus, **environ)
         with np.load(folder / "0.npz") as file:
             parameters[name] = {key: value for key, value in file.items() if key.startswith("parameters/")}
     difference = max(np.abs(value - parameters["two"][key]).max() for key, value in parameters["one"].items())
@@ -371,12 +373,13 @@ def checked(name, function, machine):
 
 
 def count_gpus():
-    """How many GPUs the driver lists; 0 without one."""
+    """How many GPUs there are that CUDA_VISIBLE_DEVICES does not hide; 0 without a driver."""
+    code = "import ctypes; from base.gpus import gpus; print(len(gpus(ctypes.CDLL('libcuda.so.1'))))"
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        counted = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
         return 0
-    return len(re.findall(r"^GPU \d+", listed, re.MULTILINE))
+    return int(counted.stdout) if counted.returncode == 0 else 0
 
 
 def parse_arguments():
@@ -386,7 +389,7 @@ def parse_arguments():
     args = parser.parse_args()
     args.num_gpus = 0 if args.cpu else count_gpus()
     if args.num_gpus == 0 and not args.cpu:
-        parser.error("nvidia-smi lists no GPU here; --cpu checks what a CPU can")
+        parser.error("the driver shows no GPU here; --cpu checks what a CPU can")
     return args
 
 

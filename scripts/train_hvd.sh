@@ -11,4 +11,4 @@ if [[ -z ${OMP_NUM_THREADS:-} ]]; then  # each worker's share of the cores, not 
     export OMP_NUM_THREADS=$(.venv/bin/python -c "$share")
 fi
 # Workers find each other by gloo; GPUs are summed by NCCL, if install_horovod.sh has found CUDA.
-exec .venv/bin/horovodrun -np "$gpus" --gloo "${training[@]}" --sync horovod "$@"
+exec .venv/bin/python -m scripts.horovodrun -np "$gpus" --gloo "${training[@]}" --sync horovod "$@"

@@ -9,7 +9,7 @@ from mxnet import autograd
 
 from model import get_attention_cifar
 from model.attention_net import AttentionNet, AttentionNetCifar
-from model.constants import KEPT, keep_matrices
+from model.constants import KEPT, interpolations, keep_matrices
 from model.onednn import hybridize
 from tests.test_loop import small_net
 from tests.test_model import shallow
@@ -45,6 +45,23 @@ def test_the_bits_are_those_of_matrices_computed_in_the_step(network, sizes):
         for device, images in zip(devices, (2, 3)):
             expected, found = (step(net, (images, 3, *size), device) for net in nets)
             assert all(a.tobytes() == b.tobytes() for a, b in zip(expected, found))
+
+
+def test_matrices_are_made_on_the_device_of_the_images(monkeypatch):
+    # a GPU refuses an array of the CPU among its own; CPUs do not, so what makes arrays is watched
+    made = []
+    for name in ("ones", "zeros", "full", "arange", "array", "eye"):
+        make = getattr(mx.nd, name)
+        monkeypatch.setattr(
+            mx.nd,
+            name,
+            lambda *shape, make=make, ctx=None, **options: made.append(ctx) or make(*shape, ctx=ctx, **options),
+        )
+    net = shallow(AttentionNetCifar, 10)
+    for upsample in interpolations(net):
+        found = upsample.matrices_of((2, 8, 4, 6), (2, 8, 8, 12), mx.cpu(1))
+        assert {matrix.context for matrix in found} == {mx.cpu(1)}
+    assert None not in made
 
 
 def operators(symbol):

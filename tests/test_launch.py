@@ -471,20 +471,22 @@ def script(tmp_path, environ, monkeypatch):
         f"scripts/{name}.sh": f"#!/bin/sh\necho {name}\n" for name in ("setup", "install_byteps", "install_horovod")
     }
     tools[".venv/bin/python"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
-    tools[".venv/bin/horovodrun"] = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$0.py" "$@"\n'
-    tools[".venv/bin/horovodrun.py"] = SHOW
+    tools["engines/horovod/runner/__init__.py"] = ""
+    tools["engines/horovod/runner/launch.py"] = f"def run_commandline():\n    exec({SHOW!r})\n"
     for name, text in tools.items():
         tool = tmp_path / name
         tool.parent.mkdir(parents=True, exist_ok=True)
         tool.write_text(text)
         tool.chmod(0o755)
     for engine in "byteps", "horovod":
-        (tmp_path / "engines" / engine).mkdir(parents=True)
+        (tmp_path / "engines" / engine).mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "engines"))
 
     def run(name, *flags, installed=True):
         for module in tmp_path.glob("engines/*"):
-            (module / "__init__.py").write_text("" if installed else "raise ImportError")
+            # it is asked for by python -c, and installed then
+            missing = "import sys\nif sys.argv[0] == '-c':\n    raise ImportError\n"
+            (module / "__init__.py").write_text("" if installed else missing)
         command = [tmp_path / "scripts" / f"{name}.sh", *flags]
         return subprocess.run(command, cwd=tmp_path.parent, capture_output=True, text=True)
 

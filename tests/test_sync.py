@@ -81,7 +81,7 @@ def test_launchers_are_told_by_their_variables():
 
 
 def test_what_no_launcher_started_is_refused_in_one_line(tmp_path):
-    for engine, launcher in (("byteps", "scripts/launch.py"), ("horovod", "horovodrun")):
+    for engine, launcher in (("byteps", "scripts/launch.py"), ("horovod", "scripts.horovodrun")):
         process = run_script("cifar10_train.py", "--sync", engine, "--log-dir", tmp_path / "log")
         assert_refused(process, f"--sync {engine}", launcher)
     process = run_script("cifar10_train.py", env={**os.environ, "DMLC_ROLE": "worker"})
@@ -91,7 +91,7 @@ def test_what_no_launcher_started_is_refused_in_one_line(tmp_path):
 
 def run_horovod(processes, workers, *command):
     engines.require("horovod")
-    horovodrun = [sys.executable, "-m", "horovod.runner.launch", "-np", workers, "--gloo"]
+    horovodrun = [sys.executable, "-m", "scripts.horovodrun", "-np", workers, "--gloo"]
     return processes.start("job", [*horovodrun, *command], {**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -184,7 +184,8 @@ class Learner:
         if self._average:
             self._average.share(self.group)
             self._average.copy_to(self.average_net)
-            forget_graph(self.average_net)
+            if self.group.devices[0].device_type == "cpu":
+                forget_graph(self.average_net)  # in which a CPU keeps the parameters that it first saw
 
     def evaluate(self, loader, on_step):
         """`validate` all evaluation networks: {name: mean}."""

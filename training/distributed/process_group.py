@@ -43,7 +43,7 @@ def start(engine, num_gpus, half=False, timeout=600):
             print("--gradient-compression is for several workers: one sums in float32", file=sys.stderr, flush=True)
         return SingleProcess(contexts(num_gpus))
     if engine != launch.engine:
-        launcher = {"byteps": "scripts/launch.py", "horovod": "horovodrun"}[engine]
+        launcher = {"byteps": "scripts/launch.py", "horovod": "python3 -m scripts.horovodrun"}[engine]
         raise UserError(f"--sync {engine}: start the workers with {launcher}")
     group = {"byteps": BytePSGroup, "horovod": HorovodGroup}[engine]
     return group(num_gpus, half, timeout)

@@ -1,5 +1,7 @@
 """Parameters in MXNet's format, to use a network elsewhere: the last epoch's, the best one's, every so many epochs'."""
 
+import mxnet as mx
+
 from base.devices import in_own_thread
 from base.files import file_digest, write_whole
 from training.network_file import NetworkFile
@@ -81,4 +83,7 @@ def parameters_of(net):
     So they load into a network that nobody has cast.
     """
     named = net._collect_params_with_prefix()
-    return {name: parameter._reduce().astype("float32", copy=False) for name, parameter in named.items()}
+    return {
+        name: parameter.data(parameter.list_ctx()[0]).as_in_context(mx.cpu()).astype("float32", copy=False)
+        for name, parameter in named.items()
+    }
