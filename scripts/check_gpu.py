@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ PACKAGES = ("mxnet", "mxnet-cu112", "nvidia-dali-cuda110", "nvidia-cudnn-cu11", 
 
 PASSED, FAILED, IMPOSSIBLE = "passed", "failed", "not possible here"
 LONGEST = 400  # seconds of one process
+EPOCHS = 12  # of digits where a GPU's speed is measured, 11 steps of 128 images each
 
 # From Ampere on, cuDNN rounds what float32 convolutions read to TF32, as coarsely as float16. Where a GPU's numbers are
 # compared with a CPU's, or those of other batches, it must not.
@@ -222,12 +224,45 @@ def check_resuming(machine):
     return f"killed at its second step; same rows, {'same' if digests[0] == digests[1] else 'other'} bits at the end"
 
 
+def check_flags(machine):
+    """Trainings with flags that have a path of their own, and an evaluation."""
+    flags = ("--ema", 0.9, "--accumulate", 2, "--clip-grad", 1, "--mix-up", 1, "--cutout", 8, "--viz-period", 1)
+    machine.train("flags", "--epochs", 1, "--limit", 64, *flags)
+    machine.train("memory-saving", "--epochs", 1, "--limit", 32, "--memory-saving")
+    params = machine.folder / "params" / "flags" / "last-ema.params"
+    where = ("--data-dir", machine.folder / "sets", "--num-gpus", min(machine.num_gpus, 1), "--limit", 64)
+    printed = machine.run(sys.executable, "cifar10_train.py", "--eval-only", "--params", params, *where)
+    return re.search(r"accuracy [\d.]+", printed)[0] + " of their average in --eval-only"
+
+
+def check_photographs(machine):
+    """A training on JPEGs of different sizes, which a GPU decodes, crops and colours."""
+    from tests.drawn_images import draw_photographs
+
+    for split in ("train", "val"):
+        draw_photographs(machine.folder / "photographs" / split, 24)
+    flags = ("--data-dir", machine.folder / "photographs", "--log-dir", machine.folder, "--run-name", "photographs")
+    flags += ("--input-size", 64, "--batch-size", 8, "--epochs", 1, "--lr", 0.01, "--colour-jitter", 0.4)
+    flags += ("--random-erasing", 0.5, "--num-gpus", min(machine.num_gpus, 1))
+    lines = machine.run(sys.executable, "imagenet_train.py", *flags).splitlines()
+    return lines[-1].partition(" (")[0]
+
+
+def check_two_gpus(machine):
+    require_gpus(machine, 2)
+    return in_step(machine, "process", num_gpus=2)
+
+
 def check_horovod(machine):
+    require_engine("horovod")
+    if machine.num_gpus == 1:
+        raise Impossible("one GPU alone")
     return in_step(machine, "horovod", HOROVOD)
 
 
 def check_byteps(machine):
     require_gpus(machine, 2)
+    require_engine("byteps")
     return in_step(machine, "byteps", [sys.executable, "scripts/launch.py", "--num-gpus", 2])
 
 
@@ -238,20 +273,17 @@ def require_engine(engine):
         raise Impossible(f"{engine} is not installed; scripts/install_{engine}.sh installs it") from None
 
 
-def in_step(machine, engine, launcher):
-    """Two workers take the steps of one with all the images."""
-    require_engine(engine)
-    if machine.num_gpus == 1:
-        raise Impossible("one GPU alone")
+def in_step(machine, how, launcher=(), num_gpus=1):
+    """Two devices take the steps of one with all the images: those of workers that are launched, or of one process."""
     import numpy as np
 
     worker = [sys.executable, "tests/sync_worker.py", "steps"]
     parameters, environ = {}, {"OMP_NUM_THREADS": "1", **EXACT}
-    for name, command, images in (("one", worker, 16), ("two", [*launcher, *worker], 8)):
-        folder = machine.folder / f"{engine}-{name}"
+    for name, command, images, gpus in (("one", worker, 16, 1), ("two", [*launcher, *worker], 8, num_gpus)):
+        folder = machine.folder / f"{how}-{name}"
         folder.mkdir()
-        gpus = ("--num-gpus", min(machine.num_gpus, 1))
-        machine.run(*command, folder, "--data-dir", machine.folder / "sets", "--batch-size", images, *gpus, **environ)
+        flags = ("--data-dir", machine.folder / "sets", "--batch-size", images)
+        machine.run(*command, folder, *flags, "--num-gpus", min(machine.num_gpus, gpus), **environ)
         with np.load(folder / "0.npz") as file:
             parameters[name] = {key: value for key, value in file.items() if key.startswith("parameters/")}
     difference = max(np.abs(value - parameters["two"][key]).max() for key, value in parameters["one"].items())
@@ -262,7 +294,7 @@ def in_step(machine, engine, launcher):
 
 
 def watched(machine, name, *flags, **environ):
-    """(images/s of a run's last epoch, what nvidia-smi saw of it in words)."""
+    """(images/s of a run, the median of its later epochs, what nvidia-smi saw of it in words)."""
     seen, command = [], None
     if machine.num_gpus:
         query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop-ms=500", "--id=0")
@@ -278,13 +310,12 @@ def watched(machine, name, *flags, **environ):
     if half:
         busy = sum(pair[0] for pair in half) / len(half)
         words = f", GPU {busy:.0f} % busy, {max(pair[1] for pair in half)} MB"
-    return float(rows[-1]["images_per_second"]), words
+    return statistics.median(float(row["images_per_second"]) for row in rows[len(rows) // 2 :]), words
 
 
 def speed(machine, layers, batch):
-    flags = ("--epochs", 2, "--num-layers", layers, "--batch-size", batch)
-    if machine.num_gpus == 0:
-        flags = (*flags, "--limit", 2 * batch)
+    flags = ("--num-layers", layers, "--batch-size", batch)
+    flags += ("--epochs", EPOCHS) if machine.num_gpus else ("--epochs", 2, "--limit", 2 * batch)
     images, words = watched(machine, f"speed-{layers}-{batch}", *flags)
     return f"{images:.1f} images/s at batch {batch}{words}"
 
@@ -304,7 +335,9 @@ def check_settings(machine):
     found = {}
     for number, (name, (environ, flags)) in enumerate(SETTINGS.items()):
         try:
-            images, _ = watched(machine, f"setting-{number}", "--epochs", 2, "--batch-size", 128, *flags, **environ)
+            images, _ = watched(
+                machine, f"setting-{number}", "--epochs", EPOCHS, "--batch-size", 128, *flags, **environ
+            )
         except Failure as failure:
             machine.log.append(f"{name}: {failure}")
             continue
@@ -351,6 +384,9 @@ CHECKS = {
     "digits": check_learning,
     "digits in float16": check_half_learning,
     "a killed run resumed": check_resuming,
+    "other flags": check_flags,
+    "photographs": check_photographs,
+    "two GPUs, one process": check_two_gpus,
     "Horovod, two workers": check_horovod,
     "BytePS, two workers": check_byteps,
     "Attention-56": check_speed_56,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tells whether everything holds on this machine's GPUs, in under ten minutes and without a data set: a table, a line a
+# Tells whether everything holds on this machine's GPUs, without a data set, in some ten minutes, which nobody could time yet: a table, a line a
 # check, a report to attach to an issue, and exit status 0 where nothing failed, 1 where something did.
 # scripts/check_gpu.sh --cpu checks on the CPU all that can be checked there.
 set -euo pipefail

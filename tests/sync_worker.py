@@ -70,8 +70,8 @@ def take_steps(net, dataset, group, args, folder):
     state = TrainingState(net, trainer, group)
     trainer.set_learning_rate(args.lr)
     batches = make_loader(dataset, "train", group, args).epoch(0)
-    for _, (batch,) in zip(range(STEPS), batches):
-        train_step(net, trainer, [(batch.images, batch.labels.one_hot(dataset.classes))], group)
+    for _, shares in zip(range(STEPS), batches):
+        train_step(net, trainer, [(share.images, share.labels.one_hot(dataset.classes)) for share in shares], group)
     np.savez(folder / f"{group.rank}.npz", **state.gather(state.statistics()))
 
 
