@@ -21,7 +21,7 @@ from training.learner import INITIALIZER, initialize
 
 pytestmark = pytest.mark.gpu
 
-# The networks start nearly as shortcuts, so that no normalization turns rounding into another gradient. Those of a CPU's
+# The networks start nearly as shortcuts: no normalization turns rounding into another gradient. Gradients of a CPU's
 # two forms are 0.0008 apart at most, and those of its bfloat16, 8 times as coarse as float16, 0.14; a wrong operator is
 # far beyond either.
 NEAR, HALF_NEAR = 0.01, 0.1
