@@ -4,7 +4,7 @@ import mxnet as mx
 from mxnet.gluon import nn
 
 from data.dataset import Dataset
-from training.network_file import describe
+from training.network_file import describe, read_description
 from training.run.exports import Exports
 
 DIGITS = Dataset("digits", 2, {}, 32, (0.0,) * 3, (1.0,) * 3, mirror=False)
@@ -27,3 +27,18 @@ def test_a_period_of_zero_keeps_no_numbered_files(tmp_path):
     net.initialize()
     Exports(tmp_path, 0, DESCRIPTION).save(net, 50, 50, 0.5)
     assert {file.name for file in tmp_path.iterdir()} == {"last.params", "best.params", "network.json"}
+
+
+def test_the_best_of_a_continuation_that_was_given_up_is_set_aside(tmp_path):
+    net = nn.Dense(1, in_units=1)
+    net.initialize()
+    exports = Exports(tmp_path, 0, DESCRIPTION)
+    for epoch, value in ((1, 1.0), (2, 2.0)):
+        net.weight.set_data(mx.nd.full((1, 1), value))
+        exports.save(net, epoch, epoch, 0.5)
+    assert not Exports(tmp_path, 0, DESCRIPTION).set_aside_after(2)
+    (line,) = Exports(tmp_path, 0, DESCRIPTION).set_aside_after(1)
+    assert "best.params is of epoch 2" in line
+    names = {"last.params", "abandoned-epoch-0002-best.params", "network.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert read_description(tmp_path / "abandoned-epoch-0002-best.params").epoch == 2

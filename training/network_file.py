@@ -203,6 +203,10 @@ class NetworkFile:
             entries = []
         self._entries = [entry for entry in entries if _is_true(entry, folder)]
 
+    def later_than(self, epoch):
+        """{name of a .params file: its epoch} of those that are of later epochs."""
+        return {entry["name"]: entry["epoch"] for entry in self._entries if entry["epoch"] > epoch}
+
     def add(self, names, digest, epoch, accuracy):
         """Say of .params files that are about to be written what they are.
 

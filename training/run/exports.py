@@ -3,7 +3,7 @@
 import mxnet as mx
 
 from base.devices import in_own_thread
-from base.files import file_digest, write_whole
+from base.files import file_digest, write_whole, writing
 from training.network_file import NetworkFile
 from training.params_format import saved_in_memory
 
@@ -27,6 +27,20 @@ class Exports:
     def __init__(self, folder, save_period, description):
         self._folder, self._save_period = folder, save_period
         self._network_file = NetworkFile(folder, description)
+
+    def set_aside_after(self, epoch):
+        """Rename the best parameters of a continuation that was given up: those of epochs later than ``epoch``.
+
+        The run that goes on from there may come to others, and to no better ones. Returns a line for each file.
+        """
+        lines = []
+        for name, later in self._network_file.later_than(epoch).items():
+            path = self._folder / name
+            if name.startswith("best") and path.exists():
+                with writing(path):
+                    aside = path.rename(path.with_name(f"abandoned-epoch-{later:04d}-{name}"))
+                lines.append(f"{path} is of epoch {later} of a continuation that was given up: it is {aside.name} now")
+        return lines
 
     @in_own_thread
     def save(self, net, epoch, best_epoch, accuracy, suffix=""):

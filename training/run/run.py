@@ -165,6 +165,9 @@ class Run:
             raise UserError(f"--epochs {self._options.epochs}: the run {self._files.name} is {self._done()}")
         for line in self._checkpointer.restore(self._resumed):
             self._logger.info(line)
+        if self._group.is_main_process:
+            for line in self._exports.set_aside_after(progress.epoch):
+                self._logger.info(line)
         share = f" (step {then['step']}/{then['steps']} of then)" if then["steps"] != progress.steps else ""
         self._logger.info(f"resumed at {self.where()}{share}, from {self._resumed.checkpoint.path}")
         if progress.epoch and progress.step == 0:  # what follows an epoch's checkpoint may not have been written
