@@ -1,15 +1,22 @@
 """The trained networks that the repository holds: found by their short names, and as good as they are said to be."""
 
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import mxnet as mx
 import numpy as np
 import pytest
 
 from base.errors import UserError
 from scripts import pack_network
+from tests.conftest import run_module, run_script, shared_data_set
 from training import trained
 from training.network_file import describe, load_network, make_network, read_description
 from training.run.exports import Exports
-from training.trained import params_path
+from training.trained import DEFAULT, params_path
 
 
 @pytest.fixture
@@ -69,3 +76,35 @@ def test_a_network_of_which_no_epoch_is_known_is_refused(packed, tmp_path, monke
 def test_a_short_name_is_a_folders(name):
     with pytest.raises(ValueError):
         pack_network.short_name(name)
+
+
+# The network in the box
+
+
+def test_it_is_said_by_its_file_what_it_is():
+    description = read_description(params_path(DEFAULT))
+    assert (description.family, description.depth, description.dataset) == ("cifar", 56, "cifar10")
+    assert trained.trained_params(DEFAULT).stat().st_size < 16e6
+
+
+def test_it_names_what_is_drawn():
+    process = run_module("scripts.predict", "docs/pictures", "--json", "--top", 1)  # with no --params
+    assert process.returncode == 0, process.stderr
+    found = {}
+    for line in map(json.loads, process.stdout.splitlines()):
+        (guess,) = line["predictions"]
+        found[Path(line["path"]).stem] = guess["class"]
+    assert found == {name: name for name in ("airplane", "automobile", "frog", "ship", "truck")}
+
+
+def test_it_is_as_good_as_it_is_said_to_be(tmp_path):
+    maker = shared_data_set("make_cifar10_bin.py")
+    if maker is None:
+        pytest.skip("the images of CIFAR-10 are not at hand (RAN_DATASETS)")
+    command = [sys.executable, maker, tmp_path / "sets", "--train", "100", "--test", "1000"]
+    subprocess.run(command, check=True, capture_output=True)
+    flags = ("--eval-only", "--params", DEFAULT, "--data-dir", tmp_path / "sets", "--out", tmp_path)
+    process = run_script("cifar10_train.py", *flags)
+    assert process.returncode == 0, process.stderr
+    accuracy = float(re.search(r"accuracy ([\d.]+)", process.stdout)[1])
+    assert accuracy == pytest.approx(read_description(params_path(DEFAULT)).accuracy, abs=0.03)
