@@ -40,7 +40,9 @@ RECIPES = {
 
 def flags():
     """The parser."""
-    parser = training_parser(__doc__, datasets=list(photographs), recipes=RECIPES, data_dir="./data/sets/imagenet")
+    # what a recipe may set is a default here: one that a flag has by itself would go before the recipe's
+    defaults = {"data_dir": "./data/sets/imagenet", "colour_jitter": 0.0}
+    parser = training_parser(__doc__, datasets=list(photographs), recipes=RECIPES, **defaults)
     group = parser.add_argument_group("ImageNet")
     group.add_argument(
         "--classes",
@@ -54,9 +56,7 @@ def flags():
         default=0.875,
         help="share of the short side that the centre crop of validation has",
     )
-    group.add_argument(
-        "--colour-jitter", type=fraction, default=0.0, help="strength of random brightness, contrast and saturation"
-    )
+    group.add_argument("--colour-jitter", type=fraction, help="strength of random brightness, contrast and saturation")
     group.add_argument(
         "--lighting", type=non_negative_float, default=0.1, help="strength of the standard colour augmentation"
     )
