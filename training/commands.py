@@ -1,6 +1,7 @@
 """What every training script does with its flags."""
 
 import contextlib
+import sys
 from pathlib import Path
 
 from base.devices import explaining_memory
@@ -112,6 +113,8 @@ def train(make_net, description, dataset, group, args):
     Raises what `training.loop.fit` raises, and UserError where a flag does not suit the images.
     """
     check_mirroring(dataset, args.tta)
+    if args.gradient_compression != "none" and group.size == 1:
+        print("--gradient-compression is for several workers: one sums in float32", file=sys.stderr, flush=True)
     dataset = dataset._replace(erasing=make_erasing(args.cutout, args.random_erasing, dataset.size))
     loaders = make_loader(dataset, "train", group, args), make_loader(dataset, "test", group, args)
     steps = loaders[0].steps

@@ -39,8 +39,6 @@ def start(engine, num_gpus, half=False, timeout=600):
     launch = launch_info()
     engine = engine or launch.engine
     if engine == "none":
-        if half:
-            print("--gradient-compression is for several workers: one sums in float32", file=sys.stderr, flush=True)
         return SingleProcess(contexts(num_gpus))
     if engine != launch.engine:
         launcher = {"byteps": "scripts/launch.py", "horovod": "python3 -m scripts.horovodrun"}[engine]
