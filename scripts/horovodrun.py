@@ -14,11 +14,19 @@ from base.runtime import prepare_mxnet
 def main():
     try:
         prepare_mxnet(dict(os.environ), use_gpus=False)  # a copy: the workers choose their threads themselves
+        run_commandline = horovods_own()
     except UserError as error:
         sys.exit(report(error))
-    from horovod.runner.launch import run_commandline
-
     run_commandline()
+
+
+def horovods_own():
+    """What horovodrun calls. Raises UserError where Horovod is not installed."""
+    try:
+        from horovod.runner.launch import run_commandline
+    except ImportError as error:
+        raise UserError(f"Horovod is missing ({error}): bash scripts/install_horovod.sh installs it") from None
+    return run_commandline
 
 
 if __name__ == "__main__":
