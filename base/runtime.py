@@ -159,8 +159,7 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
 
 
 def bfloat16_pays(root="/", may_use_amx=_may_use_amx):
-    """Whether bfloat16 is expected to be faster than float32 on this processor, with the arguments of
-    `prepare_bfloat16`.
+    """Whether bfloat16 is expected to be faster than float32 here, by the arguments that `prepare_bfloat16` has.
 
     AMX is made for it, and AMD's AVX512-BF16 was measured to pay; Intel's alone was measured to be slower
     (docs/speed.md).
