@@ -3,13 +3,14 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "fsync", "open_regular", "write_whole", "writing"]
+__all__ = ["append", "file_digest", "fsync", "open_regular", "set_aside", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -41,6 +42,15 @@ def write_whole(path, source):
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def set_aside(path, stem, suffix=""):
+    """Rename a file to STEM SUFFIX, or where that is taken to STEM-2 SUFFIX and so on. Returns the new name."""
+    names = (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}" for number in itertools.count(1))
+    with writing(path):
+        aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+        path.rename(aside)
+    return aside.name
 
 
 def fsync(path):

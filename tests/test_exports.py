@@ -29,16 +29,17 @@ def test_a_period_of_zero_keeps_no_numbered_files(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"last.params", "best.params", "network.json"}
 
 
-def test_the_best_of_a_continuation_that_was_given_up_is_set_aside(tmp_path):
+def test_the_best_of_continuations_that_were_given_up_are_set_aside(tmp_path):
     net = nn.Dense(1, in_units=1)
     net.initialize()
-    exports = Exports(tmp_path, 0, DESCRIPTION)
-    for epoch, value in ((1, 1.0), (2, 2.0)):
-        net.weight.set_data(mx.nd.full((1, 1), value))
-        exports.save(net, epoch, epoch, 0.5)
-    assert not Exports(tmp_path, 0, DESCRIPTION).set_aside_after(2)
-    (line,) = Exports(tmp_path, 0, DESCRIPTION).set_aside_after(1)
-    assert "best.params is of epoch 2" in line
-    names = {"last.params", "abandoned-epoch-0002-best.params", "network.json"}
-    assert {file.name for file in tmp_path.iterdir()} == names
-    assert read_description(tmp_path / "abandoned-epoch-0002-best.params").epoch == 2
+    for value, name in ((2.0, "abandoned-epoch-0002-best.params"), (3.0, "abandoned-epoch-0002-best-2.params")):
+        exports = Exports(tmp_path, 0, DESCRIPTION)
+        for epoch, best_epoch in ((1, 1), (2, 2)):
+            net.weight.set_data(mx.nd.full((1, 1), value if epoch == 2 else 1.0))
+            exports.save(net, epoch, best_epoch, 0.5)
+        assert not Exports(tmp_path, 0, DESCRIPTION).set_aside_after(2)
+        (line,) = Exports(tmp_path, 0, DESCRIPTION).set_aside_after(1)
+        assert "best.params is of epoch 2" in line and name in line
+        assert not (tmp_path / "best.params").exists()
+        assert mx.nd.load(str(tmp_path / name))["weight"].asscalar() == value
+        assert read_description(tmp_path / name).epoch == 2

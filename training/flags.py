@@ -121,6 +121,17 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         first.add_argument("--recipe", **choice)
         defaults |= recipes[first.parse_known_args()[0].recipe]
 
+    _add_data_flags(parser, datasets)
+    _add_network_flags(parser)
+    _add_workers_flags(parser)
+    _add_optimization_flags(parser)
+    _add_mixing_flags(parser)
+    _add_log_flags(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_data_flags(parser, datasets):
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="what to train on")
     group.add_argument(
@@ -154,6 +165,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         help="give the share R of the training images the label of another class, fixed by --seed",
     )
 
+
+def _add_network_flags(parser):
     group = parser.add_argument_group("network and devices")
     group.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
     group.add_argument(
@@ -199,7 +212,6 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         help="compute in bfloat16 on a CPU with AVX512-BF16 or AMX: in less memory, with coarser maps, and on "
         "most of them faster; parameters, statistics, loss and update stay in float32",
     )
-
     group.add_argument(
         "--init",
         type=params_path,
@@ -220,6 +232,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         help="compute again what the backward pass needs instead of keeping it: slower, with the same numbers",
     )
 
+
+def _add_workers_flags(parser):
     group = parser.add_argument_group("several workers")
     group.add_argument(
         "--sync",
@@ -240,6 +254,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         help="minutes after which a worker that does not answer is given up",
     )
 
+
+def _add_optimization_flags(parser):
     group = parser.add_argument_group("optimization")
     group.add_argument("--epochs", type=positive_int, default=200, help="passes over the training images")
     group.add_argument("--batch-size", "-b", type=batch_size, default=64, help="images a step, for each device")
@@ -314,6 +330,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     )
     group.add_argument("--seed", type=non_negative_int, help="repeat a run; drawn and logged where not given")
 
+
+def _add_mixing_flags(parser):
     group = parser.add_argument_group("mixing")
     group.add_argument("--mix-up", type=int, choices=[0, 1], default=0, help="train on mixtures of two images")
     group.add_argument(
@@ -334,6 +352,8 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     )
     group.add_argument("--epsilon", type=fraction, default=0.0, help="label smoothing: the share of all other classes")
 
+
+def _add_log_flags(parser):
     group = parser.add_argument_group("logs and saved parameters")
     group.add_argument("--log-dir", default=DEFAULT_LOG_DIR, help="folder of board/, text/ and params/")
     group.add_argument("--run-name", type=file_name, help="name of the run (default: DATASET_NETWORKLAYERS_TIME)")
@@ -366,9 +386,6 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
         "newest of the same settings, if any. Flags that are not given are the run's own; these may change: "
         + ", ".join(map(_flag, MAY_CHANGE)),
     )
-
-    parser.set_defaults(**defaults)
-    return parser
 
 
 def add_evaluation_flags(parser):

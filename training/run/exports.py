@@ -3,7 +3,7 @@
 import mxnet as mx
 
 from base.devices import in_own_thread
-from base.files import file_digest, write_whole, writing
+from base.files import file_digest, set_aside, write_whole
 from training.network_file import NetworkFile
 from training.params_format import saved_in_memory
 
@@ -37,9 +37,8 @@ class Exports:
         for name, later in self._network_file.later_than(epoch).items():
             path = self._folder / name
             if name.startswith("best") and path.exists():
-                with writing(path):
-                    aside = path.rename(path.with_name(f"abandoned-epoch-{later:04d}-{name}"))
-                lines.append(f"{path} is of epoch {later} of a continuation that was given up: it is {aside.name} now")
+                aside = set_aside(path, f"abandoned-epoch-{later:04d}-{path.stem}", path.suffix)
+                lines.append(f"{path} is of epoch {later} of a continuation that was given up: it is {aside} now")
         return lines
 
     @in_own_thread

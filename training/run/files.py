@@ -3,7 +3,6 @@
 import dataclasses
 import fcntl
 import hashlib
-import itertools
 import os
 import re
 import time
@@ -11,7 +10,7 @@ import weakref
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import append, fsync, writing
+from base.files import append, fsync, set_aside, writing
 
 __all__ = ["DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
 
@@ -142,7 +141,7 @@ class RunFiles:
                 os.truncate(path, size)
             else:
                 self._digests.pop(path, None)
-                return [f"{path} was changed: it is {_set_aside(path)} now, and a new one goes on"]
+                return [f"{path} was changed: it is {_set_changed_aside(path)} now, and a new one goes on"]
         return []
 
     def _restore_csv(self, written):
@@ -161,7 +160,7 @@ class RunFiles:
             else:
                 how = "is missing"
                 if os.path.lexists(self.csv):
-                    how = f"was changed: it is {_set_aside(self.csv)} now"
+                    how = f"was changed: it is {_set_changed_aside(self.csv)} now"
                 append(self.csv, expected)
                 return [f"{self.csv} {how}; its rows are written anew"]
         return []
@@ -200,13 +199,9 @@ def _beginning(path, size):
         return file.read(size)
 
 
-def _set_aside(path):
+def _set_changed_aside(path):
     """Rename a file. Returns the new name, by which neither a run nor TensorBoard takes it for its own."""
-    stem = path.name.replace(EVENTS, "events.out.") + ".changed"
-    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
-    aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
-    path.rename(aside)
-    return aside.name
+    return set_aside(path, path.name.replace(EVENTS, "events.out.") + ".changed")
 
 
 def new_run(log_dir, name, stem):
