@@ -53,7 +53,7 @@ PAPER = AttentionVariant()
 
 
 def mixed_attention(F, x):
-    """f1 of section 3.2: a sigmoid for each channel and position."""
+    """f1 of section 3.3: a sigmoid for each channel and position."""
     return F.Activation(x, act_type="sigmoid")
 
 
@@ -89,7 +89,7 @@ class Hourglass(nn.HybridBlock):
     """Bottom-up, top-down part of the mask branch, defined by itself one level deeper.
 
     A level is: 3x3 max pooling of stride 2; ``r`` units; the inner level, if any, beside a skip unit; ``r`` units;
-    up-sampling to the size of the level's input (section 3.1, figure 2).
+    up-sampling to the size of the level's input (section 3.2, figure 2).
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Hourglass(nn.HybridBlock):
 
 
 class LocalMask(Hourglass):
-    """The units of an hourglass without its sampling: local convolutions, with as many parameters (table 5)."""
+    """The units of an hourglass without its sampling: local convolutions, with as many parameters (table 4)."""
 
     samples = False
 
@@ -169,7 +169,7 @@ class SoftMask(nn.HybridBlock):
 
 
 class AttentionModule(nn.HybridBlock):
-    """``p`` units, then ``(1 + M(x)) * T(x)`` with a trunk T of ``t`` units, then ``p`` units (section 3.2).
+    """``p`` units, then ``(1 + M(x)) * T(x)`` with a trunk T of ``t`` units, then ``p`` units (section 3).
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 python -m scripts.signal_by_depth --out docs/signal-by-depth.png
 
 The paper says of naive attention learning that masks from 0 to 1, multiplied again and again, degrade the features of
-deep layers (arXiv 1704.06904, section 3.3). This is that, on random images, before any training.
+deep layers (arXiv 1704.06904, section 3.1). This is that, on random images, before any training.
 """
 
 from base.errors import UserError, run_command

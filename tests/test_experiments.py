@@ -15,10 +15,12 @@ from base.errors import UserError
 from scripts import experiments
 from scripts.experiments import (
     EXPERIMENTS,
+    MULTIPLY_ADDS_A_SECOND,
     SCALES,
     Trial,
     Variant,
     error_table,
+    estimated_hours,
     finished,
     plan,
     report,
@@ -48,6 +50,18 @@ def test_a_plan_is_printed_with_its_hours():
     # 10 epochs of 1,500 images and, at a third, as many in validation, at 46 images/s: 7 minutes a training
     hours = float(last.split("about ")[1].split(" ")[0])
     assert 0.3 <= hours <= 0.4
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_small_experiment_is_counted_as_an_hour_of_two_cores_at_most(name):
+    hours = sum(estimated_hours(trial, MULTIPLY_ADDS_A_SECOND) for trial in plan(name, "small", seeds=3))
+    assert 0.1 < hours / 2 < 1
+
+
+def test_figures_of_the_paper_stand_beside_its_own_networks_only():
+    papers = {variant.name: variant.paper for scale in SCALES for variant in EXPERIMENTS["label-noise"][scale]}
+    assert papers["attention92-noise0.5"] == 7.27 and papers["resnet164-noise0.5"] == 8.35
+    assert papers["attention56-noise0.5"] is None and papers["resnet164-noise0"] is None
 
 
 def write_csv(folder, run, accuracies):

@@ -10,7 +10,16 @@ import pytest
 from base.errors import UserError
 from data.datasets import photographs, small_images
 from tests.conftest import ROOT
-from training.flags import ATTENTIONS, LEARNINGS, MASKS, UNITS, parse_arguments, training_parser
+from training.flags import (
+    ATTENTIONS,
+    LEARNINGS,
+    MASKS,
+    MAY_CHANGE,
+    NOT_SETTINGS,
+    UNITS,
+    parse_arguments,
+    training_parser,
+)
 from training.run.checkpoint import Checkpoints
 
 
@@ -134,6 +143,15 @@ def test_help_shows_the_defaults_that_hold():
     assert "not --no-wd (default: on)" not in shown
 
 
+def test_help_shows_the_defaults_of_a_recipe():
+    command = [sys.executable, "cifar10_train.py", "--recipe", "best", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = " ".join(shown.split())
+    assert "passes over the training images (default: 220)" in shown
+    assert "0 is none (default: 16)" in shown, "cutout"
+    assert "gammas and betas (default: on)" in shown
+
+
 def parse_with_model(*argv):
     """The flags where the script has a few of its own, as imagenet_train.py has."""
     parser = training_parser("test", datasets=["cifar10", "digits"])
@@ -179,6 +197,45 @@ def test_the_unit_of_an_old_checkpoint_is_known_by_either_name(saved, settings, 
     with pytest.raises(SystemExit):
         parse(*flags, "run", "--unit", "se")
     assert "--unit contradicts" in capsys.readouterr().err
+
+
+# What a run trains, and how: two command lines that differ by one flag.
+LASTING = [
+    ("--dataset", "digits"), ("--limit", "8"), ("--cutout", "4"), ("--random-erasing", "0.5"), ("--label-noise", "0.5"),
+    ("--num-layers", "92"), ("--unit", "se"), ("--modules", "2,2,2"), ("--attention", "channel"),
+    ("--learning", "naive"), ("--mask", "local"), ("--init", "here.params"), ("--batch-size", "8"),
+    ("--optimizer", "sgd"), ("--accumulate", "2"), ("--lr", "0.3"), ("--lr-per", "64"), ("--momentum", "0.5"),
+    ("--wd", "0.5"), ("--lr-mode", "cosine"), ("--lr-steps", "1,2"), ("--lr-factor", "0.5"), ("--warmup-epochs", "1"),
+    ("--no-wd",), ("--last-gamma",), ("--clip-grad", "1"), ("--ema", "0.9"), ("--tta",), ("--seed", "2"),
+    ("--mix-up", "1"), ("--alpha", "0.5"), ("--cutmix", "1"), ("--epsilon", "0.1"), ("--gradient-compression", "fp16"),
+    ("--float16",), ("--freeze", "stem"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", LASTING, ids=" ".join)
+def test_a_run_does_not_go_on_with_other_settings(saved, flag, capsys):
+    flags = saved(parse("--seed", "1").settings)
+    with pytest.raises(SystemExit):
+        parse(*flags, *flag)
+    message = capsys.readouterr().err
+    assert f"{flag[0]} contradicts" in message and message.count("\n") == 1
+
+
+def test_a_flag_lasts_or_may_change():
+    flags = vars(training_parser("test", datasets=["cifar10"]).parse_args([]))
+    lasting = {flag[2:].replace("-", "_") for flag, *_ in LASTING}
+    assert lasting == flags.keys() - {*MAY_CHANGE, *NOT_SETTINGS}
+
+
+def test_another_recipe_than_the_runs_is_a_contradiction(saved, monkeypatch, capsys):
+    import cifar10_train
+
+    flags = saved(parse("--seed", "1").settings | {"recipe": "original"})
+    monkeypatch.setattr(sys, "argv", ["cifar10_train.py", "--recipe", "best"])
+    parser = training_parser("", datasets=["cifar10"], recipes=cifar10_train.RECIPES)
+    with pytest.raises(SystemExit):
+        parse_arguments(parser, [*flags, "--recipe", "best"])
+    assert "--recipe contradicts" in capsys.readouterr().err
 
 
 STRANGE = [

@@ -315,6 +315,19 @@ def test_an_attention_module_is_one_plus_mask_times_trunk():
     np.testing.assert_allclose(module(images).asnumpy(), expected.asnumpy(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("learning", learnings)
+@pytest.mark.parametrize("attention", attentions)
+def test_an_attention_module_follows_its_variant(attention, learning):
+    module = initialized(
+        AttentionModule(2, 8, (1, 2, 1), PreActivationBottleneck, AttentionVariant(attention, learning))
+    )
+    images = mx.nd.random.normal(shape=(1, 8, 8, 8))
+    before = module.before(images)
+    mask = attentions[attention](mx.nd, module.mask.logits(before))
+    expected = module.after(learnings[learning](mask, module.trunk(before)))
+    np.testing.assert_allclose(module(images).asnumpy(), expected.asnumpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
     net = shallow(AttentionNetCifar)
     net.initialize()
@@ -422,7 +435,7 @@ def test_every_unit_of_a_network_can_start_as_its_shortcut():
     assert sum(not gamma.any() for gamma in gammas) == 3 + 3 * 4 + (8 + 5 + 2) + 3  # stages, trunks, masks, the end
 
 
-def test_attention_functions_are_those_of_section_3_2():
+def test_attention_functions_are_those_of_section_3_3():
     x = np.random.default_rng(0).normal(1, 3, (2, 5, 4, 3)).astype(np.float32)
     found = {name: function(mx.nd, mx.nd.array(x)).asnumpy() for name, function in attentions.items()}
     centred = x - x.mean(axis=(2, 3), keepdims=True)
@@ -449,6 +462,9 @@ def test_a_local_mask_has_the_hourglasss_parameters_and_none_has_none():
         for mask in masks
     }
     assert names["local"] == names["hourglass"]
+    local = operators(get_attention_cifar(10, 56, variant=AttentionVariant(mask="local")))
+    assert local["Pooling"] == 1, "the global one"
+    assert local["Activation", "sigmoid"] == 3
     assert names["none"] == [name for name in names["hourglass"] if ".mask." not in name]
 
 

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
+from model import units
+from model.attention import AttentionModule, LocalMask, attentions, learnings
+from training.commands import network_fields
+from training.flags import parse_arguments, training_parser
 from training.network_file import (
+    FAMILIES,
     NETWORK_FILE,
     check_depth,
     describe,
@@ -50,6 +55,21 @@ def test_each_file_says_what_it_is_and_how_good(written):
     assert (description.family, description.depth, description.unit) == ("cifar", 56, "bottleneck")
     assert (description.dataset, description.classes, description.input_size) == ("digits", tuple("0123456789"), 32)
     assert (description.mean, description.std, description.crop_ratio) == ((77.9,) * 3, (82.5,) * 3, 1.0)
+
+
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
+@pytest.mark.parametrize("unit", units)
+def test_a_network_is_what_the_flags_say(digits, family, unit):
+    flags = ["--attention", "spatial", "--learning", "naive", "--mask", "local", "--modules", "2,1,1", "--unit", unit]
+    args = parse_arguments(training_parser("", datasets=["digits"]), flags)
+    net = make_network(describe(digits, family, 56, **network_fields(args)))
+    modules = [block for block in net.features if isinstance(block, AttentionModule)]
+    assert len(modules) == 4 and type(net) is FAMILIES[family].network
+    for module in modules:
+        assert module.learning is learnings["naive"]
+        assert module.mask.attention is attentions["spatial"] and type(module.mask.hourglass) is LocalMask
+        for part in (module.before, module.trunk, module.after, module.mask.hourglass.down):
+            assert {type(block) for block in part} == {units[unit]}
 
 
 def test_the_network_comes_back_with_its_parameters(written):

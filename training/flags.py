@@ -510,6 +510,8 @@ def _saved(parser, defaults, checkpoint):
     Raises UserError where no command line of this script can have given them: the checkpoint may be a stranger's.
     """
     actions = {action.dest: action for action in parser._actions}
+    without_recipe = vars(training_parser("", datasets=[None]).parse_args([]))
+    may_be_none = {name for each in (defaults, without_recipe) for name, value in each.items() if value is None}
     settings = checkpoint.facts.get("settings")
     try:
         if not isinstance(settings, dict):
@@ -520,7 +522,7 @@ def _saved(parser, defaults, checkpoint):
         for name, value in saved.items():
             if name not in defaults:
                 raise ValueError(f"there is no flag {reprlib.repr(_flag(name))}")
-            if not _takes(actions[name], defaults[name], value):
+            if not (_takes(actions[name], value) if value is not None else name in may_be_none):
                 raise ValueError(f"{_flag(name)} cannot be {reprlib.repr(value)}")
             if name in NOT_SETTINGS and value != defaults[name]:
                 raise ValueError(f"{_flag(name)} is not for a checkpoint to say")
@@ -529,12 +531,10 @@ def _saved(parser, defaults, checkpoint):
     return {**defaults, **saved}
 
 
-def _takes(action, default, value):
+def _takes(action, value):
     """Whether a flag can have a JSON value, by its type and choices; control characters are for nobody's screen."""
     if action.nargs == 0:
         return isinstance(value, bool)
-    if value is None:
-        return default is None
     try:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         os.fsencode(text)
