@@ -41,14 +41,14 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def explaining_memory():
+def explaining_memory(flags="--batch-size or --memory-saving"):
     """Raises UserError, which names the flags that need less, where memory is used up inside."""
     try:
         yield
     except RuntimeError as error:  # which MXNetError is a kind of
         if not is_out_of_memory(error):
             raise
-        raise UserError("out of memory: a smaller --batch-size or --memory-saving needs less") from None
+        raise UserError(f"out of memory: a smaller {flags} needs less") from None
 
 
 def in_own_thread(function):

@@ -44,12 +44,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default where there is one to show."""
 
     def _get_help_string(self, action):
-        if action.default is None or action.default is False:
+        if action.default is None:
             return action.help
+        # what it is as long as nothing sets another, and what Python 3.9 and 3.10 add to a flag with a negative
+        said, _, _ = action.help.partition(" (default: ")
         if action.nargs == 0:
             on = action.default is True and action.const is not False  # not a negative beside it
-            return f"{action.help} (default: on)" if on else action.help
-        said, _, _ = action.help.partition(" (default: ")  # what it is as long as nothing sets another
+            return f"{said} (default: on)" if on else said
         return super()._get_help_string(argparse.Namespace(**{**vars(action), "help": said}))
 
 

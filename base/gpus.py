@@ -5,7 +5,7 @@ from collections import namedtuple
 
 from base.errors import UserError
 
-__all__ = ["NVRTC_DRIVER", "Gpu", "check_driver", "check_gpu", "gpus"]
+__all__ = ["NVRTC_DRIVER", "Gpu", "bus_ids", "check_driver", "check_gpu", "gpus"]
 
 # mxnet-cu112 1.9.1 holds machine code for compute capability 5.0, 6.0, 7.0, 8.0 and 8.6, and none in the form (PTX)
 # that a driver could translate for a later GPU. Code for a capability runs on all later ones of the same first number.
@@ -58,6 +58,17 @@ def gpus(library):
         for number, attribute in zip(numbers, (CAPABILITY_MAJOR, CAPABILITY_MINOR)):
             library.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
         found.append(Gpu(index, name.value.decode(errors="replace"), *(number.value for number in numbers)))
+    return found
+
+
+def bus_ids(library):
+    """Where the GPUs of `gpus` are plugged in, as nvidia-smi names them too, whatever CUDA_VISIBLE_DEVICES hides."""
+    found = []
+    for gpu in gpus(library):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(32)
+        library.cuDeviceGet(ctypes.byref(device), gpu.index)
+        library.cuDeviceGetPCIBusId(name, len(name), device)
+        found.append(name.value.decode())
     return found
 
 

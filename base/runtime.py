@@ -136,8 +136,28 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
     Says so in a line on stderr where bfloat16 is not expected to pay. Raises UserError where the processor has neither,
     and where the user's choice excludes both.
     """
-    features = cpu_features(root)
-    chosen = environ.get(ISA_VARIABLE, "").upper()
+    instructions, doubt = _choose_instructions(environ, root, may_use_amx)
+    if instructions:
+        environ[ISA_VARIABLE] = instructions
+    if doubt:
+        print(f"{doubt}: bfloat16 may be slower than float32 here", file=sys.stderr, flush=True)
+
+
+def bfloat16_pays(environ=os.environ, root="/", may_use_amx=_may_use_amx):
+    """Whether bfloat16 is possible and expected to be faster than float32, by `prepare_bfloat16`'s arguments."""
+    try:
+        return not _choose_instructions(environ, root, may_use_amx)[1]
+    except UserError:
+        return False
+
+
+def _choose_instructions(environ, root, may_use_amx):
+    """(what oneDNN's variable should be, "" for nothing; why bfloat16 is not expected to pay, "" where it is).
+
+    AMX is made for it, and AMD's AVX512-BF16 was measured to pay; Intel's alone was measured to be slower
+    (docs/speed.md). Raises UserError as `prepare_bfloat16` does.
+    """
+    features, chosen = cpu_features(root), environ.get(ISA_VARIABLE, "").upper()
     if "avx512_bf16" not in features:
         raise UserError(
             "--bfloat16 needs a processor with AVX512-BF16 or AMX, and this one has neither; "
@@ -145,29 +165,14 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
         )
     if chosen not in ("", "ALL", BF16_ISA, AMX_ISA):
         raise UserError(f"--bfloat16: {ISA_VARIABLE}={chosen} keeps oneDNN from it; unset that variable")
-    if chosen not in ("", AMX_ISA):
-        return
-    has_amx = features >= AMX_FEATURES
-    if has_amx and may_use_amx():
-        environ[ISA_VARIABLE] = AMX_ISA
-        return
-    if chosen == AMX_ISA:
-        environ[ISA_VARIABLE] = BF16_ISA
-    if not bfloat16_pays(root, may_use_amx):
-        reason = "the kernel does not allow AMX" if has_amx else "this processor offers no AMX"
-        print(f"{reason}: bfloat16 may be slower than float32 here", file=sys.stderr, flush=True)
-
-
-def bfloat16_pays(root="/", may_use_amx=_may_use_amx):
-    """Whether bfloat16 is expected to be faster than float32 here, by the arguments that `prepare_bfloat16` has.
-
-    AMX is made for it, and AMD's AVX512-BF16 was measured to pay; Intel's alone was measured to be slower
-    (docs/speed.md).
-    """
-    features = cpu_features(root)
-    if features >= AMX_FEATURES:
-        return may_use_amx()
-    return "avx512_bf16" in features and _cpuinfo("vendor_id", root) != "GenuineIntel"
+    has_amx, wanted = features >= AMX_FEATURES, chosen in ("", AMX_ISA)
+    if has_amx and wanted and may_use_amx():
+        return AMX_ISA, ""
+    instructions = BF16_ISA if chosen == AMX_ISA else chosen
+    if has_amx:
+        return instructions, "the kernel does not allow AMX" if wanted else f"{ISA_VARIABLE}={chosen} leaves AMX out"
+    intel = _cpuinfo("vendor_id", root) == "GenuineIntel"
+    return instructions, "this processor offers no AMX" if intel else ""
 
 
 def uses_amx(environ=os.environ):

@@ -92,7 +92,7 @@ def images_below(folder, barred=()):
 
     Raises OSError, and UserError for a link that leads nowhere and an image that is no regular file.
     """
-    paths, left, seen = [], [(folder, None)], set(barred)
+    paths, left, seen = [], [(folder, _identity(folder))], set(barred)
     while left:
         parent, identity = left.pop()
         if identity in seen:

@@ -85,11 +85,11 @@ class Loader:
     Attributes
     ----------
     steps : int
-        Batches an epoch, the same for every shard.
+        Batches an epoch, the same for every shard; in training, those of whole steps.
     num_images : int
         Images in the set, over all shards.
 
-    Raises UserError for records that cannot be read and for a set smaller than one batch a shard.
+    Raises UserError for records that cannot be read and for a set smaller than a step's batches of all shards.
     """
 
     def __init__(self, dataset, split, options, context, training, shard=WHOLE):
@@ -100,12 +100,15 @@ class Loader:
         self._records = FolderImages(path, options.limit) if path.is_dir() else Records(path, options.limit)
         self._options, self._context, self._shard = options, context, shard
         self.num_images = len(self._records)
-        images = options.batch_size * shard.count  # a step, over all shards
-        self.steps = self.num_images // images if training else -(-self.num_images // images)
+        images = options.batch_size * shard.count  # a batch, over all shards
+        whole = self.num_images // (images * options.accumulate) * options.accumulate  # of whole steps
+        self.steps = whole if training else -(-self.num_images // images)
         if self.steps == 0:
+            many = options.accumulate > 1
             raise UserError(
-                f"{dataset.name} has {self.num_images} images to train on, too few for a batch of {options.batch_size} "
-                f"on each of {shard.count} devices: choose a smaller --batch-size"
+                f"{dataset.name} has {self.num_images} images to train on, too few for "
+                f"{f'{options.accumulate} batches' if many else 'a batch'} of {options.batch_size} on each of "
+                f"{shard.count} devices: choose a smaller --batch-size{' or --accumulate' if many else ''}"
             )
         self._label_shifts = None
         if training and options.label_noise:
@@ -242,7 +245,7 @@ class ShardedLoader:
     batch_size : int
         Images a step, over all devices of all workers.
 
-    Raises what `Loader` raises, and UserError for a set smaller than the batches of one step.
+    Raises what `Loader` raises.
     """
 
     def __init__(self, dataset, split, options, contexts, training, shard=WHOLE):
@@ -256,11 +259,6 @@ class ShardedLoader:
         self.num_images = self._loaders[0].num_images
         self.steps = self._loaders[0].steps // self._accumulate
         self.batch_size = options.batch_size * count * self._accumulate
-        if self.steps == 0:
-            raise UserError(
-                f"{dataset.name} has {self.num_images} images to train on, too few for a step of {self.batch_size}: "
-                "choose a smaller --batch-size or --accumulate"
-            )
 
     def epoch(self, epoch, first_step=0):
         """Iterate over an epoch's steps: tuples of one `Batch` for each device, and then of their next ones."""

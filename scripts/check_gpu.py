@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -80,21 +81,22 @@ class Machine:
 
     Parameters
     ----------
-    num_gpus : int
-        0 is the CPU.
+    gpus : list of str
+        Their `base.gpus.bus_ids`; none is the CPU.
     folder : pathlib.Path
         For runs and data, which are removed in the end.
 
     Attributes
     ----------
     num_gpus : int
+    gpus : list of str
     folder : pathlib.Path
     log : list of str
         What went wrong, for the report.
     """
 
-    def __init__(self, num_gpus, folder):
-        self.num_gpus, self.folder, self.log = num_gpus, folder, []
+    def __init__(self, gpus, folder):
+        self.num_gpus, self.gpus, self.folder, self.log = len(gpus), gpus, folder, []
 
     def run(self, *command, **environ):
         """A command's standard output. Raises Failure, with its last line, where it fails."""
@@ -148,8 +150,11 @@ def check_devices(machine):
         raise Failure(f"1 + 1 + 1 = {answer[-1]}")
     if not gpus:
         return f"CPU, {len(os.sched_getaffinity(0))} threads"
-    described = machine.run("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    return f"{answer[0]} GPUs: {'; '.join(described.split(chr(10))).rstrip('; ')}"
+    described = []
+    if shutil.which("nvidia-smi"):
+        query = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+        described = [machine.run(*query, f"--id={gpu}").strip() for gpu in machine.gpus]
+    return f"{answer[0]} GPUs: {'; '.join(described) or 'no nvidia-smi to describe them'}"
 
 
 def check_tests(machine, chosen):
@@ -296,9 +301,9 @@ def in_step(machine, how, launcher=(), num_gpus=1):
 def watched(machine, name, *flags, **environ):
     """(images/s of a run, the median of its later epochs, what nvidia-smi saw of it in words)."""
     seen, command = [], None
-    if machine.num_gpus:
-        query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop-ms=500", "--id=0")
-        command = subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, text=True)
+    if machine.num_gpus and shutil.which("nvidia-smi"):
+        query = ("--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "--loop-ms=500")
+        command = subprocess.Popen(["nvidia-smi", *query, f"--id={machine.gpus[0]}"], stdout=subprocess.PIPE, text=True)
     try:
         rows = machine.train(name, *flags, **environ)
     finally:
@@ -404,18 +409,18 @@ def checked(name, function, machine):
         return Check(name, IMPOSSIBLE, str(reason))
     except Failure as failure:
         return Check(name, FAILED, str(failure))
-    except (OSError, ValueError, LookupError) as error:  # a file that should be there, a figure that is none
+    except Exception as error:  # a file that should be there, a figure that is none: the others are checked yet
         return Check(name, FAILED, f"{type(error).__name__}: {one_line(error)}")
 
 
-def count_gpus():
-    """How many GPUs there are that CUDA_VISIBLE_DEVICES does not hide; 0 without a driver."""
-    code = "import ctypes; from base.gpus import gpus; print(len(gpus(ctypes.CDLL('libcuda.so.1'))))"
+def visible_gpus():
+    """`base.gpus.bus_ids` of the GPUs that CUDA_VISIBLE_DEVICES does not hide; none without a driver."""
+    code = "import ctypes; from base.gpus import bus_ids; print(*bus_ids(ctypes.CDLL('libcuda.so.1')))"
     try:
-        counted = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
-        return 0
-    return int(counted.stdout) if counted.returncode == 0 else 0
+        return []
+    return found.stdout.split() if found.returncode == 0 else []
 
 
 def parse_arguments():
@@ -423,8 +428,8 @@ def parse_arguments():
     parser.add_argument("--cpu", action="store_true", help="check on the CPU all that can be checked there")
     parser.add_argument("--report", default="log/check_gpu.txt", help="file with the table and what went wrong")
     args = parser.parse_args()
-    args.num_gpus = 0 if args.cpu else count_gpus()
-    if args.num_gpus == 0 and not args.cpu:
+    args.gpus = [] if args.cpu else visible_gpus()
+    if not args.gpus and not args.cpu:
         parser.error("the driver shows no GPU here; --cpu checks what a CPU can")
     return args
 
@@ -432,10 +437,12 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     lines, results, began = [], [], time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder, writing(args.report):
-        report = Path(args.report)
+    report = Path(args.report)
+    with writing(report):
         report.parent.mkdir(parents=True, exist_ok=True)
-        machine = Machine(args.num_gpus, Path(folder))
+        report.write_text("")
+    with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder:
+        machine = Machine(args.gpus, Path(folder))
         for name, function in CHECKS.items():
             started = time.monotonic()
             check = checked(name, function, machine)
@@ -445,6 +452,7 @@ def main():
             print(line, flush=True)
         summary = ", ".join(f"{results.count(kind)} {kind}" for kind in (PASSED, FAILED, IMPOSSIBLE))
         lines.append(f"{summary}; {time.monotonic() - began:.0f} s")
+    with writing(report):
         report.write_text("\n".join([*lines, "", *machine.log]) + "\n", errors="backslashreplace")
     print(f"{lines[-1]}; the report is {report}")
     sys.exit(1 if FAILED in results else 0)

@@ -18,7 +18,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
-from base.errors import UserError, run_command, stop_signals
+from base.errors import Diverged, UserError, run_command, stop_signals
 from base.files import open_regular, writing
 from base.flags import OneLineParser, bounded_int
 from base.runtime import prepare_mxnet, real_core_count
@@ -152,29 +152,36 @@ def main():
     parser.add_argument("--bfloat16", action="store_true", help="the training script's flag of that name")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and the hours they will take")
     args = parser.parse_args()
-    trials = plan(args.name, args.scale, args.seeds)
+    trials = plan(args.name, args.scale, args.seeds, args.bfloat16)
     if args.num_gpus and args.jobs:
         parser.error("--jobs is for the CPU: --num-gpus has a training on each GPU")
+    if args.num_gpus and args.bfloat16:
+        parser.error("--bfloat16 is for the CPU, not for --num-gpus")
     jobs = args.num_gpus or args.jobs or real_core_count()
     place = ["--data-dir", args.data_dir, "--log-dir", str(args.log_dir), "--num-gpus", str(min(args.num_gpus, 1))]
-    place += ["--bfloat16"] * args.bfloat16
     if args.dry_run:
         print_plan(trials, place, jobs)
         return
     with StoppableTrainings() as trainings:
-        train_all(trials, place, jobs, args.num_gpus > 0, trainings)
-    report(args.name, args.scale, trials, args.log_dir)
+        diverged = train_all(trials, place, jobs, args.num_gpus > 0, trainings)
+    report(args.name, args.scale, args.bfloat16, [trial for trial in trials if trial not in diverged], args.log_dir)
 
 
-def plan(name, scale, seeds):
+def plan(name, scale, seeds, bfloat16=False):
     """The `Trial`s of an experiment. Seed after seed, so that a stopped one has something of every variant."""
     trials = []
     for seed in range(1, seeds + 1):
         for variant in EXPERIMENTS[name][scale]:
-            flags = f"{SCALES[scale]} {variant.flags} --seed {seed}".split()
+            flags = f"{SCALES[scale]} {variant.flags} --seed {seed}".split() + ["--bfloat16"] * bfloat16
             epochs = training_flags(flags).epochs
-            trials.append(Trial(f"{name}-{scale}-{variant.name}-{seed}", variant, seed, flags, epochs))
+            run = f"{results_name(name, scale, bfloat16)}-{variant.name}-{seed}"
+            trials.append(Trial(run, variant, seed, flags, epochs))
     return trials
+
+
+def results_name(name, scale, bfloat16):
+    """How the names of an experiment's runs and results begin: those of another precision are others."""
+    return f"{name}-{scale}{'-bfloat16' * bfloat16}"
 
 
 def training_flags(flags):
@@ -185,7 +192,7 @@ def training_flags(flags):
 def print_plan(trials, place, jobs):
     """Print the commands, and the hours that they take on a CPU."""
     prepare_mxnet(use_gpus=False)
-    speed, hours = MULTIPLY_ADDS_A_SECOND * (BFLOAT16_GAIN if "--bfloat16" in place else 1), 0
+    speed, hours = MULTIPLY_ADDS_A_SECOND * (BFLOAT16_GAIN if "--bfloat16" in trials[0].flags else 1), 0
     for trial in trials:
         print(shlex.join(["python3", "cifar10_train.py", "--run-name", trial.run, *trial.flags, *place]))
         hours += estimated_hours(trial, speed)
@@ -255,7 +262,7 @@ class StoppableTrainings:
 
 
 def train_all(trials, place, jobs, on_gpus, trainings):
-    """Train what is not finished yet, ``jobs`` at a time.
+    """Train what is not finished yet, ``jobs`` at a time. Returns the list of `Trial`s whose loss is not finite.
 
     Raises UserError where a training fails, and SystemExit when a signal has stopped them.
     """
@@ -263,14 +270,15 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     threads = {"OMP_NUM_THREADS": str(max(1, real_core_count() // jobs))}
     for name in visible_gpus(jobs) if on_gpus else range(jobs):
         environments.put({**threads, **os.environ, **({"CUDA_VISIBLE_DEVICES": str(name)} if on_gpus else {})})
-    log_dir, failures = Path(place[place.index("--log-dir") + 1]), []
+    log_dir, failures, diverged = Path(place[place.index("--log-dir") + 1]), [], []
 
     def train(trial):
-        if trainings.stopped or failures or finished(trial, log_dir):
+        if trainings.stopped or failures or finished(trial.run, trial.epochs, log_dir):
             return
         environment = environments.get()
         try:
-            train_one(trial, absolute(place), environment, log_dir, trainings)
+            if not train_one(trial, absolute(place), environment, log_dir, trainings):
+                diverged.append(trial)
         except BaseException:
             failures.append(trial)
             raise
@@ -292,21 +300,28 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     if trainings.stopped:
         print("stopped; the same command goes on", flush=True)
         raise SystemExit(128 + trainings.stopped)
+    return diverged
 
 
 def train_one(trial, place, environment, log_dir, trainings):
-    """Begin a `Trial`, or go on with it. Raises UserError where it fails, but for a signal."""
+    """Begin a `Trial`, or go on with it. Returns whether its numbers stayed finite.
+
+    Raises UserError where it fails otherwise, but for a signal.
+    """
     from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
 
     discard_unbegun(log_dir, trial.run)
     command = [sys.executable, "cifar10_train.py", *begin_or_resume(log_dir, trial.run), *trial.flags, *place]
     output, started = log_dir / "output" / f"{trial.run}.txt", time.monotonic()
     status = trainings.run(command, environment, output)
-    if status and not trainings.stopped:
+    if status == Diverged.status:
+        print(f"{trial.run}: its loss is not finite any more, and it is left out", flush=True)
+    elif status and not trainings.stopped:
         last = (output.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{trial.run} ended with status {status}: {last}")
     if not status:
         print(f"{trial.run}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    return status != Diverged.status
 
 
 def visible_gpus(count):
@@ -326,32 +341,34 @@ def absolute(place):
     ]
 
 
-def finished(trial, log_dir):
-    """The rows of a training's CSV, {column: number} each, if it has all its epochs; else None."""
+def finished(run, epochs, log_dir):
+    """The rows of a run's CSV, {column: number} each, if it has so many epochs; else None."""
     try:
-        with io.TextIOWrapper(open_regular(log_dir / "text" / f"{trial.run}.csv"), newline="") as file:
+        with io.TextIOWrapper(open_regular(log_dir / "text" / f"{run}.csv"), newline="") as file:
             rows = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(file)]
-        whole = rows and {"val_accuracy", "seconds"} <= set(rows[-1]) and rows[-1]["epoch"] >= trial.epochs
+        whole = rows and {"val_accuracy", "seconds"} <= set(rows[-1]) and rows[-1]["epoch"] >= epochs
         return rows if whole else None
     except (OSError, ValueError, TypeError, KeyError, csv.Error):
         return None
 
 
-def report(name, scale, trials, log_dir):
+def report(name, scale, bfloat16, trials, log_dir):
     """Write a CSV, a table and a figure of what the trainings ended with; print the table.
 
-    Raises UserError where somebody has changed the rows of a training.
+    Raises UserError where there are none, and where somebody has changed the rows of one.
     """
+    if not trials:
+        raise UserError(f"no training of {name} has a finite loss: there is no table")
     results = []
     for trial in trials:
-        rows = finished(trial, log_dir)
+        rows = finished(trial.run, trial.epochs, log_dir)
         if rows is None:
             path = log_dir / "text" / f"{trial.run}.csv"
             raise UserError(f"{path} does not have the rows of its finished training any more: mend it")
         errors = [100 * (1 - row["val_accuracy"]) for row in rows]
         hours = sum(row["seconds"] for row in rows) / 3600
         results.append((trial.variant.name, trial.seed, round(errors[-1], 3), round(min(errors), 3), round(hours, 3)))
-    stem = log_dir / f"{name}-{scale}"
+    stem = log_dir / results_name(name, scale, bfloat16)
     with writing(log_dir), open(stem.with_suffix(".csv"), "w", newline="") as file:
         csv.writer(file).writerows([("variant", "seed", "error", "best_error", "hours"), *results])
     variants = list(dict.fromkeys(trial.variant for trial in trials))

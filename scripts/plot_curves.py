@@ -155,10 +155,10 @@ def read_events(folder):
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}") from None
     # A resumed run may have logged an epoch twice: the later counts.
-    curves = {
-        column_name(tag): pandas.Series({event.step: event.value for event in events.Scalars(tag)})
-        for tag in events.Tags()[SCALARS]
-    }
+    curves = {}
+    for tag in events.Tags()[SCALARS]:
+        curve, name = pandas.Series({event.step: event.value for event in events.Scalars(tag)}), column_name(tag)
+        curves[name] = curve.combine_first(curves[name]) if name in curves else curve  # mixup's epochs, and others
     if not curves:
         raise UserError(f"{folder} has no curve in it")
     return pandas.DataFrame(curves).sort_index().rename_axis("epoch").reset_index()
@@ -168,7 +168,7 @@ def column_name(tag):
     """A CSV's name of a TensorBoard curve, the inverse of `training.run.logger.curve_name`; others keep theirs."""
     figure, _, split = tag.partition("/")
     figure = {"top5_accuracy": "top5"}.get(figure, figure)
-    if split == "train":
+    if split == "train" and figure in ("loss", "accuracy", "mixed_accuracy"):
         return "train_loss" if figure == "loss" else "train_metric"
     splits = {"validation": "val", "validation_ema": "val_ema"}
     return f"{splits[split]}_{figure}" if split in splits else {"learning_rate": "lr"}.get(tag, tag)

@@ -39,6 +39,16 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     prepare_mxnet(use_gpus=args.num_gpus > 0, bfloat16=args.bfloat16)  # everything below imports MXNet
+    from base.devices import explaining_memory
+
+    with explaining_memory("--batch-size"):
+        broken = predict(args)
+    if broken:
+        sys.exit(UserError.status)
+
+
+def predict(args):
+    """Print what the images show. Returns how many cannot be read, which are named."""
     from base.devices import contexts
     from data.views import list_pictures
     from model.onednn import hybridize
@@ -64,8 +74,7 @@ def main():
             if artist:
                 list(artist.each(examples, features=False))
         sys.stdout.flush()
-    if broken:
-        sys.exit(UserError.status)
+    return broken
 
 
 def batches(paths, size, description):

@@ -23,6 +23,7 @@ import numpy as np
 from base.errors import EXIT_INTERRUPTED, UserError, run_command
 from base.flags import OneLineParser, non_negative_float, non_negative_int, positive_int
 from training.run.checkpoint import Checkpoints
+from training.run.files import ABANDONED
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = 2  # columns at a CSV's end
@@ -105,7 +106,7 @@ def torture(folder, plan):
             try:
                 one_training(Life(log_dir, plan, draw, lifetime), most, ways, edits, (stopped, edited))
                 differences = compare(outcome(log_dir), expected)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 raise UserError(f"seed {plan.seed}, training {number}: {error}") from None
             if differences:
                 raise UserError(f"seed {plan.seed}, training {number} differs in: {', '.join(differences)}")
@@ -135,9 +136,10 @@ def one_training(life, most, ways, edits, counts):
         life.begin()
         try:
             way(life)
-            status, errors = life.end()
-        finally:
+        except BaseException:
             life.process.kill()
+            raise
+        status, errors = life.end()
         check_end(way, status, errors)
         if status == 0:
             return
@@ -203,8 +205,7 @@ class Life:
 
     def end(self):
         """(exit status, what was said on stderr), once the process has ended."""
-        _, errors = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, errors
+        return ended(self.process)
 
     def can_be_edited(self):
         """Whether the run will go on from a checkpoint; nobody mends a finished one."""
@@ -284,7 +285,8 @@ def fill_disk(life):
         with contextlib.suppress(OSError), open(ballast, "ab", buffering=0) as file:
             while life.process.poll() is None:
                 file.write(bytes(1 << 12))
-        life.process.wait(PATIENCE)
+        with patience():
+            life.process.wait(PATIENCE)
     finally:
         ballast.unlink(missing_ok=True)
 
@@ -420,7 +422,9 @@ def outcome(log_dir):
         "state": {name: array.tobytes() for name, array in checkpoint.arrays().items()},
         "damaged checkpoints": damaged,
         "position": checkpoint.facts["position"],
-        "exported parameters": {path.name: exported(path) for path in params.glob("*.params")},
+        "exported parameters": {
+            path.name: exported(path) for path in params.glob("*.params") if not path.name.startswith(ABANDONED)
+        },
         "CSV": [line.split(",")[:-TIMINGS] for line in lines],
         "epochs in the text log": set().union(*logs),
         "epochs that are twice in a log": [epochs for epochs in logs if len(epochs) > len(set(epochs))],
@@ -464,10 +468,29 @@ def _counts(counter):
     return ", ".join(f"{name} {count}" for name, count in sorted(counter.items())) or "nothing"
 
 
+@contextlib.contextmanager
+def patience():
+    """Raises UserError where a process inside was waited for in vain."""
+    try:
+        yield
+    except subprocess.TimeoutExpired:
+        raise UserError(f"a training hung: it did not end within {PATIENCE} seconds") from None
+
+
+def ended(process):
+    """(exit status, what was said on stderr), once a process has ended; it is killed where that is not waited for."""
+    try:
+        with patience():
+            _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return process.returncode, errors
+
+
 def _finish(process):
-    _, errors = process.communicate(timeout=PATIENCE)
-    if process.returncode:
-        raise UserError(f"a training ended with status {process.returncode}: {errors.strip()}")
+    status, errors = ended(process)
+    if status:
+        raise UserError(f"a training ended with status {status}: {errors.strip()}")
 
 
 if __name__ == "__main__":

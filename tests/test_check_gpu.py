@@ -1,6 +1,7 @@
 """scripts/check_gpu.py: its table, its report and its exit status; what it checks runs when it is called."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -38,17 +39,21 @@ def test_a_line_a_check_a_report_and_the_status(monkeypatch, tmp_path, capsys, b
 
 
 def test_what_a_check_may_raise_is_a_line(tmp_path):
-    machine = Machine(0, tmp_path)
+    machine = Machine([], tmp_path)
 
     def lacks_a_file(machine):
         (tmp_path / "none").read_text()
 
-    found = [checked("name", function, machine).result for function in (passes, fails, cannot, lacks_a_file)]
-    assert found == [PASSED, FAILED, IMPOSSIBLE, FAILED]
+    def finds_no_words(machine):
+        re.search("accuracy", "nothing")[0]
+
+    found = [checked("name", each, machine) for each in (passes, fails, cannot, lacks_a_file, finds_no_words)]
+    assert [check.result for check in found] == [PASSED, FAILED, IMPOSSIBLE, FAILED, FAILED]
+    assert "TypeError" in found[-1].figure
 
 
 def test_a_process_that_fails_is_told_by_its_last_line(tmp_path):
-    machine = Machine(0, tmp_path)
+    machine = Machine([], tmp_path)
     with pytest.raises(Failure, match="exit status 3: what is wrong"):
         machine.run(sys.executable, "-c", "import sys; print('what is wrong', file=sys.stderr); sys.exit(3)")
     assert any("what is wrong" in line for line in machine.log)
@@ -63,7 +68,7 @@ def test_settings_are_measured_one_by_one_and_the_faster_ones_recommended(monkey
         return json.dumps({"images_per_second": next(speeds), "workers": 2})
 
     monkeypatch.setattr(Machine, "run", run)
-    found = check_gpu.measured_exchanges(Machine(2, tmp_path))
+    found = check_gpu.measured_exchanges(Machine(["0000:01:00.0", "0000:02:00.0"], tmp_path))
     assert seen == list(check_gpu.EXCHANGES.values())
     names = list(check_gpu.EXCHANGES)
     assert found == dict(zip(names, [100.0, 102.0, 110.0]))
@@ -74,7 +79,7 @@ def test_settings_are_measured_one_by_one_and_the_faster_ones_recommended(monkey
 
 
 def test_without_a_gpu_it_says_what_can_be_checked(monkeypatch, capsys):
-    monkeypatch.setattr(check_gpu, "count_gpus", lambda: 0)
+    monkeypatch.setattr(check_gpu, "visible_gpus", list)
     monkeypatch.setattr(sys, "argv", ["check_gpu.py"])
     with pytest.raises(SystemExit) as ended:
         check_gpu.main()

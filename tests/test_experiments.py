@@ -78,7 +78,7 @@ def test_the_table_has_means_and_deviations_of_the_last_epochs(tmp_path, capsys)
         "easy-1": [0.5, 0.9], "easy-2": [0.95, 0.8], "hard-1": [0.1, 0.2], "hard-2": [0.1, 0.2],
     }.items():  # fmt: skip
         write_csv(tmp_path, run, accuracies)
-    report("name", "full", trials, tmp_path)
+    report("name", "full", False, trials, tmp_path)
     table = (tmp_path / "name-full.md").read_text()
     assert "| easy | 2 | 15.00 ± 7.07 | 5.00 |" in table and "| hard | 2 | 80.00 ± 0.00 |  |" in table
     assert table in capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_rows_that_somebody_changed_are_named(tmp_path):
                     whole.replace(b"0.5", b'"'), b"1" * 200_000 + whole, b""):  # fmt: skip
         path.write_bytes(changed)
         with pytest.raises(UserError, match="run-1.csv does not have the rows"):
-            report("name", "full", trials, tmp_path)
+            report("name", "full", False, trials, tmp_path)
 
 
 def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path):
@@ -106,7 +106,7 @@ def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path)
     write_csv(tmp_path, "run-1", [0.5, 0.6])
     write_csv(tmp_path, "run-2", [0.5])
     (tmp_path / "params" / "run-2" / "checkpoint-000004").mkdir(parents=True)
-    assert [bool(finished(trial, tmp_path)) for trial in trials] == [True, False, False]
+    assert [bool(finished(trial.run, 2, tmp_path)) for trial in trials] == [True, False, False]
     commands = []
 
     def run(command, environment, output):
@@ -118,6 +118,27 @@ def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path)
     with pytest.raises(UserError, match="run-3 ended with status 2: error: no luck"):
         train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
     assert commands == [["--resume", "run-2"], ["--run-name", "run-3"]]
+
+
+def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, capsys):
+    trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
+
+    def run(command, environment, output):
+        write_csv(tmp_path, command[3], [0.5, 0.6])
+        return 3 if command[3] == "run-2" else 0
+
+    place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
+    diverged = train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
+    assert diverged == trials[1:2] and "run-2: its loss is not finite any more" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no training of name has a finite loss"):
+        report("name", "full", False, [], tmp_path)
+
+
+def test_another_precision_has_other_runs_and_results():
+    trials = plan("mask", "small", 1, bfloat16=True)
+    assert all(trial.run.startswith("mask-small-bfloat16-") for trial in trials)
+    assert all(experiments.training_flags(trial.flags).bfloat16 for trial in trials)
+    assert not any(experiments.training_flags(trial.flags).bfloat16 for trial in plan("mask", "small", 1))
 
 
 def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys):

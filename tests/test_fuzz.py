@@ -33,7 +33,7 @@ from data.imagenet import as_jpeg, open_imagenet
 from data.images import fault
 from data.records import Records, ensure_records, write_records
 from data.views import read_view
-from scripts.experiments import Trial, Variant, finished
+from scripts.experiments import finished
 from scripts.launch import workers
 from scripts.plot_curves import plot_curves
 from tests.conftest import ROOT
@@ -329,7 +329,7 @@ def test_rows_of_an_experiment(tmp_path, damage):
     (tmp_path / "text").mkdir(exist_ok=True)
     content = damaged(f"epoch,val_accuracy,seconds\r\n{rows}".encode(), damage)
     (tmp_path / "text" / "run.csv").write_bytes(content)
-    found = finished(Trial("run", Variant("v", ""), 1, [], 3), tmp_path)
+    found = finished("run", 3, tmp_path)
     assert found is None or all(isinstance(row["val_accuracy"] + row["seconds"], float) for row in found)
 
 

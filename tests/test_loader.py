@@ -282,6 +282,8 @@ def test_accumulated_batches_are_those_of_one_larger_step(numbered):
     assert [[b.coordinates for b in step] for step in loader.epoch(1, 1)] == [
         [(1, 2, 0), (1, 2, 1), (1, 3, 0), (1, 3, 1)]
     ]
+    first = loader._loaders[0]
+    assert first.steps == 4 and first._due == (2, 0), "the pipeline goes on where the next epoch begins"
     validation = ShardedLoader(dataset, "test", LoaderOptions(4, seed=1, accumulate=2), contexts, training=False)
     assert validation.steps == 6
     with pytest.raises(UserError, match="--accumulate"):

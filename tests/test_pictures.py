@@ -17,7 +17,7 @@ from data.augmentation import CentreWindow
 from data.cifar import open_cifar
 from data.loader import Loader, LoaderOptions, ShardedLoader
 from data.records import Records
-from data.views import normalized, read_view
+from data.views import list_pictures, normalized, read_view
 from model import get_attention_cifar
 from tests.conftest import assert_refused, run_module, run_script
 from tests.test_training import READ_EVENTS
@@ -85,6 +85,12 @@ def test_what_is_no_image_is_named_and_the_others_are_done(params, images, tmp_p
         f"cannot read {tmp_path / name}.png" for name in ("broken", "none")
     ]
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"0-masks.png", "1-masks.png"}
+
+
+def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "self").symlink_to(tmp_path)
+    assert list_pictures([tmp_path]) == [str(tmp_path / "a.png")]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])

@@ -11,7 +11,7 @@ from base.errors import UserError
 from base.files import file_digest, open_regular
 from data.imagenet import open_imagenet
 from data.records import ensure_records
-from scripts.experiments import Trial, Variant, finished
+from scripts.experiments import finished
 from scripts.plot_curves import read_figures
 from tests.test_records import Splits
 from training.run.checkpoint import Checkpoint
@@ -63,7 +63,7 @@ def test_rows_are_a_regular_file(tmp_path, strange):
     with pytest.raises(UserError, match="is no CSV of a run: .*it is no regular file"):
         read_figures(strange(tmp_path / "run.csv"))
     strange(tmp_path / "text" / "trial.csv")
-    assert finished(Trial("trial", Variant("v", ""), 1, [], 3), tmp_path) is None
+    assert finished("trial", 3, tmp_path) is None
 
 
 def test_manifests_are_regular_files(tmp_path, strange):

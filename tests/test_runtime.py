@@ -265,6 +265,13 @@ def test_a_gpu_without_code_in_mxnet_is_named_before_mxnet_is_imported(stub_driv
         assert result.returncode == 2 and result.stderr.count("\n") == 1 and refused in result.stderr
 
 
+def test_gpus_are_found_where_they_are_plugged_in(stub_driver):
+    code = "from scripts.check_gpu import visible_gpus; print(visible_gpus())"
+    for capabilities, found in (("75 86", ["0000:01:00.0", "0000:02:00.0"]), ("", [])):
+        result = run_python(code, LD_LIBRARY_PATH=str(stub_driver), STUB_CAPABILITIES=capabilities)
+        assert result.stdout.strip() == str(found), result.stderr
+
+
 @pytest.mark.parametrize("version, refused", [("10020", True), ("11000", False), ("11020", False), ("13000", False)])
 def test_a_driver_older_than_cuda_11_is_named(stub_driver, version, refused):
     result = run_python(ASK, LD_LIBRARY_PATH=str(stub_driver), STUB_DRIVER_VERSION=version)

@@ -60,7 +60,12 @@ def test_a_kernel_that_does_not_say_has_no_busy_cores(tmp_path, stat):
 
 def chosen(busy, cores=4, then=None, num_gpus=0, **environ):
     resumed = then and types.SimpleNamespace(checkpoint=types.SimpleNamespace(facts={"threads": then}))
-    return choose_threads(num_gpus, resumed, environ, cores, lambda: busy)
+    return choose_threads(num_gpus, resumed, environ, cores, cores, lambda: busy)
+
+
+@pytest.mark.parametrize("busy, threads", [(10, 8), (56, 8), (58, 6), (64, 1)])
+def test_a_quota_of_8_of_64_cores_is_used_whole_as_long_as_as_many_are_idle(busy, threads):
+    assert choose_threads(0, None, {}, 8, 64, lambda: busy) == threads
 
 
 @pytest.mark.parametrize("busy, threads", [(0, 4), (1, 3), (3, 1), (4, 1), (9, 1)])
@@ -117,4 +122,4 @@ def test_the_workers_of_a_machine_share_its_cores(capsys, workers, threads):
 
 
 def test_a_single_core_is_not_looked_at():
-    assert choose_threads(0, None, {}, 1, lambda: 1 / 0) == 1
+    assert choose_threads(0, None, {}, 1, 1, lambda: 1 / 0) == 1

@@ -39,6 +39,7 @@ __all__ = [
     "Family",
     "NetworkDescription",
     "NetworkFile",
+    "check_depth",
     "copy_network_file",
     "describe",
     "load_network",
@@ -207,6 +208,11 @@ class NetworkFile:
         """{name of a .params file: its epoch} of those that are of later epochs."""
         return {entry["name"]: entry["epoch"] for entry in self._entries if entry["epoch"] > epoch}
 
+    def rename(self, name, new_name):
+        """Say that a .params file has another name now. Raises UserError as `add` does."""
+        self._entries = [{**entry, "name": new_name} if entry["name"] == name else entry for entry in self._entries]
+        self._write(self._entries)
+
     def add(self, names, digest, epoch, accuracy):
         """Say of .params files that are about to be written what they are.
 
@@ -224,11 +230,14 @@ class NetworkFile:
         """
         new = [{"name": name, "sha256": digest, "epoch": epoch, "accuracy": accuracy} for name in names]
         entries = [entry for entry in self._entries if entry not in new] + new
+        self._write(entries)
+        self._entries = [entry for entry in entries if entry in new or entry["name"] not in names]
+
+    def _write(self, entries):
         fields = dataclasses.asdict(self._description)
         network = {name: value for name, value in fields.items() if name not in OF_ONE_FILE}
         content = {"format": FORMAT_VERSION, "network": network, "files": entries}
         write_whole(self._path, io.BytesIO(json.dumps(content, indent=1).encode() + b"\n"))
-        self._entries = [entry for entry in entries if entry in new or entry["name"] not in names]
 
 
 def read_description(params_path):
@@ -316,7 +325,7 @@ def read_parameters(params_path):
 
     Raises UserError where it cannot be read and, with the parameter's name, where a number in it is not finite.
     """
-    _params_digest(params_path)
+    _check_regular(params_path)
     try:
         check_layout(Path(params_path).read_bytes())
         loaded = mx.nd.load(str(params_path))
@@ -337,11 +346,19 @@ def read_parameters(params_path):
 
 def _params_digest(path):
     """SHA-256 of a .params file. Raises UserError where it is none to be read."""
+    _check_regular(path)
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_regular(path):
+    """Raise UserError where something is no regular file: a pipe would be waited for."""
+    try:
+        if not Path(path).is_file():
             reason = "it is no regular file" if Path(path).exists() else "No such file or directory"
             raise UserError(f"cannot read {path}: {reason}")
-        return file_digest(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

@@ -8,13 +8,13 @@ import os
 
 from base.crowd import busy_cores
 from base.output import lasting_output
-from base.runtime import THREAD_VARIABLES, real_core_count
+from base.runtime import THREAD_VARIABLES, cores_of, real_core_count
 from training.distributed.launcher import launch_info
 
 __all__ = ["choose_threads"]
 
 
-def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=busy_cores):
+def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, visible=None, busy=busy_cores):
     """The number of threads to compute with on a CPU, said in a line where it is not that of all cores.
 
     A run that is gone on with has as many as before where there are cores for them: as many give the same bits.
@@ -26,9 +26,11 @@ def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=
         What to go on with.
     environ : mapping
     cores : int, optional
-        That this process may use; `base.runtime.real_core_count` by default.
+        That this process may use at a time; `base.runtime.real_core_count` by default.
+    visible : int, optional
+        Among which it may choose them, more than ``cores`` under a quota; those of its affinity mask by default.
     busy : callable
-        Says how many of them others keep busy.
+        Says how many of the visible ones others keep busy.
 
     The workers of a machine share its cores, whoever keeps them busy.
 
@@ -40,7 +42,8 @@ def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, busy=
     if launch.engine != "none":
         return max(1, cores // launch.local_size)
     then = resumed.checkpoint.facts.get("threads") if resumed else None
-    taken = min(busy(), cores) if cores > 1 else 0
+    spare = (visible or len(cores_of(os.sched_getaffinity(0)))) - cores
+    taken = min(cores, max(0, busy() - spare)) if cores > 1 else 0
     idle = max(1, cores - taken)
     threads = then if type(then) is int and 0 < then <= cores else idle
     others = f"others keep {taken} of {cores} cores busy: " if taken else ""

@@ -61,6 +61,11 @@ int cuDeviceGetName(char *name, int length, int device) {
     return CUDA_SUCCESS;
 }
 
+int cuDeviceGetPCIBusId(char *name, int length, int device) {
+    snprintf(name, length, "0000:%02x:00.0", device + 1);
+    return CUDA_SUCCESS;
+}
+
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     int number = capability(device, NULL);
     *value = attribute == 75 ? number / 10 : attribute == 76 ? number % 10 : 0;

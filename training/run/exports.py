@@ -6,6 +6,7 @@ from base.devices import in_own_thread
 from base.files import file_digest, set_aside, write_whole
 from training.network_file import NetworkFile
 from training.params_format import saved_in_memory
+from training.run.files import ABANDONED
 
 __all__ = ["Exports", "parameters_of", "write_parameters"]
 
@@ -37,7 +38,8 @@ class Exports:
         for name, later in self._network_file.later_than(epoch).items():
             path = self._folder / name
             if name.startswith("best") and path.exists():
-                aside = set_aside(path, f"abandoned-epoch-{later:04d}-{path.stem}", path.suffix)
+                aside = set_aside(path, f"{ABANDONED}epoch-{later:04d}-{path.stem}", path.suffix)
+                self._network_file.rename(name, aside)
                 lines.append(f"{path} is of epoch {later} of a continuation that was given up: it is {aside} now")
         return lines
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from base.errors import UserError
 from base.files import append, fsync, set_aside, writing
 
-__all__ = ["DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
+__all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
 
 DEFAULT_LOG_DIR = "./log"
 EVENTS = "events.out.tfevents."
+ABANDONED = "abandoned-"  # how the names of .params files begin that a run has given up
 CHUNK = 1 << 20  # bytes
 
 

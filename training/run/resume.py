@@ -11,7 +11,7 @@ from training.run.checkpoint import NEW, Checkpoint, Checkpoints
 from training.run.files import RunFiles, Written
 from training.run.progress import TrainingProgress
 
-__all__ = ["Resumed", "find_newest", "open_run"]
+__all__ = ["Resumed", "begin_or_resume", "discard_unbegun", "find_newest", "open_run"]
 
 
 class Resumed:
