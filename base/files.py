@@ -10,7 +10,7 @@ import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "fsync", "open_regular", "set_aside", "write_whole", "writing"]
+__all__ = ["append", "file_digest", "free_name", "fsync", "open_regular", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -44,13 +44,10 @@ def write_whole(path, source):
             temporary.unlink(missing_ok=True)
 
 
-def set_aside(path, stem, suffix=""):
-    """Rename a file to STEM SUFFIX, or where that is taken to STEM-2 SUFFIX and so on. Returns the new name."""
+def free_name(folder, stem, suffix=""):
+    """STEM SUFFIX, or where a folder has that, STEM-2 SUFFIX and so on."""
     names = (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}" for number in itertools.count(1))
-    with writing(path):
-        aside = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
-        path.rename(aside)
-    return aside.name
+    return next(name for name in names if not os.path.lexists(folder / name))
 
 
 def fsync(path):

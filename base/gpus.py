@@ -62,7 +62,7 @@ def gpus(library):
 
 
 def bus_ids(library):
-    """Where the GPUs of `gpus` are plugged in, as nvidia-smi names them too, whatever CUDA_VISIBLE_DEVICES hides."""
+    """Where the GPUs of `gpus` are plugged in, by which nvidia-smi knows them too; its numbers are others."""
     found = []
     for gpu in gpus(library):
         device, name = ctypes.c_int(), ctypes.create_string_buffer(32)

@@ -144,18 +144,22 @@ def prepare_bfloat16(environ, root="/", may_use_amx=_may_use_amx):
 
 
 def bfloat16_pays(environ=os.environ, root="/", may_use_amx=_may_use_amx):
-    """Whether bfloat16 is possible and expected to be faster than float32, by `prepare_bfloat16`'s arguments."""
+    """Whether a training in bfloat16 is possible and expected to be faster than in float32.
+
+    The arguments are those of `prepare_bfloat16`. AMX was measured to be faster in inference only (docs/speed.md).
+    """
     try:
-        return not _choose_instructions(environ, root, may_use_amx)[1]
+        instructions, doubt = _choose_instructions(environ, root, may_use_amx)
     except UserError:
         return False
+    return instructions != AMX_ISA and not doubt
 
 
 def _choose_instructions(environ, root, may_use_amx):
-    """(what oneDNN's variable should be, "" for nothing; why bfloat16 is not expected to pay, "" where it is).
+    """(what oneDNN's variable should be, "" for nothing; why bfloat16 may be slower, "" where it is not).
 
-    AMX is made for it, and AMD's AVX512-BF16 was measured to pay; Intel's alone was measured to be slower
-    (docs/speed.md). Raises UserError as `prepare_bfloat16` does.
+    AMD's AVX512-BF16 and Intel's AMX were measured not to be, and Intel's AVX512-BF16 alone to be (docs/speed.md).
+    Raises UserError as `prepare_bfloat16` does.
     """
     features, chosen = cpu_features(root), environ.get(ISA_VARIABLE, "").upper()
     if "avx512_bf16" not in features:

@@ -92,7 +92,8 @@ def images_below(folder, barred=()):
 
     Raises OSError, and UserError for a link that leads nowhere and an image that is no regular file.
     """
-    paths, left, seen = [], [(folder, _identity(folder))], set(barred)
+    start = _identity(folder)
+    paths, left, seen = [], [(folder, start)], set(barred) - {start}
     while left:
         parent, identity = left.pop()
         if identity in seen:

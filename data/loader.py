@@ -67,7 +67,7 @@ class Loader:
 
     Training: every epoch is a fresh permutation of the whole set, dealt out to the shards so that no image is in two;
     images are cropped, mirrored and coloured at random as the data set says. The last images of a permutation, too few
-    for a batch on every shard, are left out of that epoch. Validation: every image once, in order; the last
+    for a whole step, are left out of that epoch. Validation: every image once, in order; the last
     batch is filled up with images that do not count. Labels are wrong in training only, and the same ones always.
 
     Parameters

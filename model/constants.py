@@ -37,7 +37,7 @@ class KeptMatrices:
 
 
 class Matrices:
-    """The matrices of a network's interpolations, for batches of a few sizes, the newest.
+    """The matrices of a network's interpolations, for batches of the few sizes that came last.
 
     Parameters
     ----------

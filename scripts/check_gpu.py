@@ -440,7 +440,7 @@ def main():
     report = Path(args.report)
     with writing(report):
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text("")
+        open(report, "a").close()  # so that it is known at once whether it can be written
     with tempfile.TemporaryDirectory(prefix="check-gpu-") as folder:
         machine = Machine(args.gpus, Path(folder))
         for name, function in CHECKS.items():
@@ -452,8 +452,8 @@ def main():
             print(line, flush=True)
         summary = ", ".join(f"{results.count(kind)} {kind}" for kind in (PASSED, FAILED, IMPOSSIBLE))
         lines.append(f"{summary}; {time.monotonic() - began:.0f} s")
-    with writing(report):
-        report.write_text("\n".join([*lines, "", *machine.log]) + "\n", errors="backslashreplace")
+        with writing(report):
+            report.write_text("\n".join([*lines, "", *machine.log]) + "\n", errors="backslashreplace")
     print(f"{lines[-1]}; the report is {report}")
     sys.exit(1 if FAILED in results else 0)
 

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 from base.errors import Diverged, UserError, run_command, stop_signals
@@ -164,7 +164,7 @@ def main():
         return
     with StoppableTrainings() as trainings:
         diverged = train_all(trials, place, jobs, args.num_gpus > 0, trainings)
-    report(args.name, args.scale, args.bfloat16, [trial for trial in trials if trial not in diverged], args.log_dir)
+    report(results_name(args.name, args.scale, args.bfloat16), args.scale, trials, diverged, args.log_dir)
 
 
 def plan(name, scale, seeds, bfloat16=False):
@@ -172,7 +172,7 @@ def plan(name, scale, seeds, bfloat16=False):
     trials = []
     for seed in range(1, seeds + 1):
         for variant in EXPERIMENTS[name][scale]:
-            flags = f"{SCALES[scale]} {variant.flags} --seed {seed}".split() + ["--bfloat16"] * bfloat16
+            flags = f"{SCALES[scale]} {variant.flags} --seed {seed} --{'' if bfloat16 else 'no-'}bfloat16".split()
             epochs = training_flags(flags).epochs
             run = f"{results_name(name, scale, bfloat16)}-{variant.name}-{seed}"
             trials.append(Trial(run, variant, seed, flags, epochs))
@@ -273,7 +273,7 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     log_dir, failures, diverged = Path(place[place.index("--log-dir") + 1]), [], []
 
     def train(trial):
-        if trainings.stopped or failures or finished(trial.run, trial.epochs, log_dir):
+        if trainings.stopped or failures or ended_well(trial, log_dir):
             return
         environment = environments.get()
         try:
@@ -315,7 +315,7 @@ def train_one(trial, place, environment, log_dir, trainings):
     output, started = log_dir / "output" / f"{trial.run}.txt", time.monotonic()
     status = trainings.run(command, environment, output)
     if status == Diverged.status:
-        print(f"{trial.run}: its loss is not finite any more, and it is left out", flush=True)
+        print(f"{trial.run}: its numbers are not finite any more; the others go on", flush=True)
     elif status and not trainings.stopped:
         last = (output.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{trial.run} ended with status {status}: {last}")
@@ -352,15 +352,34 @@ def finished(run, epochs, log_dir):
         return None
 
 
-def report(name, scale, bfloat16, trials, log_dir):
-    """Write a CSV, a table and a figure of what the trainings ended with; print the table.
+def ended_well(trial, log_dir):
+    """Whether a training is finished; one that diverged in its last epoch has all rows too."""
+    try:
+        with open_regular(log_dir / "text" / f"{trial.run}.log") as file:
+            said = b" Finished: " in file.read()
+    except OSError:
+        return False
+    return said and finished(trial.run, trial.epochs, log_dir) is not None
 
-    Raises UserError where there are none, and where somebody has changed the rows of one.
+
+def report(name, scale, trials, diverged, log_dir):
+    """Write a CSV, a table and a figure of what the trainings ended with, all but those that diverged; print the table.
+
+    Parameters
+    ----------
+    name : str
+        `results_name`, of the files.
+    scale : str
+    trials, diverged : list of Trial
+        All, and those whose loss is not finite.
+    log_dir : pathlib.Path
+
+    Raises UserError where somebody has changed the rows of one.
     """
-    if not trials:
-        raise UserError(f"no training of {name} has a finite loss: there is no table")
     results = []
     for trial in trials:
+        if trial in diverged:
+            continue
         rows = finished(trial.run, trial.epochs, log_dir)
         if rows is None:
             path = log_dir / "text" / f"{trial.run}.csv"
@@ -368,27 +387,34 @@ def report(name, scale, bfloat16, trials, log_dir):
         errors = [100 * (1 - row["val_accuracy"]) for row in rows]
         hours = sum(row["seconds"] for row in rows) / 3600
         results.append((trial.variant.name, trial.seed, round(errors[-1], 3), round(min(errors), 3), round(hours, 3)))
-    stem = log_dir / results_name(name, scale, bfloat16)
+    stem = log_dir / name
     with writing(log_dir), open(stem.with_suffix(".csv"), "w", newline="") as file:
         csv.writer(file).writerows([("variant", "seed", "error", "best_error", "hours"), *results])
     variants = list(dict.fromkeys(trial.variant for trial in trials))
     errors = {variant: [error for name, _, error, *_ in results if name == variant.name] for variant in variants}
-    table = error_table(errors)
+    table = error_table(errors, Counter(trial.variant for trial in diverged))
     with writing(log_dir):
         stem.with_suffix(".md").write_text(table)
-    draw_errors(errors, f"{name}, {scale} scale", stem.with_suffix(".png"), with_paper=scale == "full")
+    draw_errors(
+        {variant: values for variant, values in errors.items() if values},
+        name,
+        stem.with_suffix(".png"),
+        with_paper=scale == "full",
+    )
     print(table)
     for suffix in (".csv", ".md", ".png"):
         print(stem.with_suffix(suffix))
 
 
-def error_table(errors):
-    """A Markdown table of {Variant: test errors of its seeds, percent}."""
+def error_table(errors, diverged):
+    """A Markdown table of {Variant: test errors of its seeds, percent}, and {Variant: how many diverged}."""
     lines = ["| Variant | Runs | Test error, % | Paper, % |", "|---|---|---|---|"]
     for variant, values in errors.items():
+        runs = f"{len(values)}, and {diverged[variant]} diverged" if diverged[variant] else len(values)
+        mean = f"{statistics.mean(values):.2f}" if values else ""
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         paper = "" if variant.paper is None else f"{variant.paper:.2f}"
-        lines.append(f"| {variant.name} | {len(values)} | {statistics.mean(values):.2f}{spread} | {paper} |")
+        lines.append(f"| {variant.name} | {runs} | {mean}{spread} | {paper} |")
     return "\n".join(lines) + "\n"
 
 

@@ -168,9 +168,9 @@ def column_name(tag):
     """A CSV's name of a TensorBoard curve, the inverse of `training.run.logger.curve_name`; others keep theirs."""
     figure, _, split = tag.partition("/")
     figure = {"top5_accuracy": "top5"}.get(figure, figure)
-    if split == "train" and figure in ("loss", "accuracy", "mixed_accuracy"):
-        return "train_loss" if figure == "loss" else "train_metric"
-    splits = {"validation": "val", "validation_ema": "val_ema"}
+    if split == "train" and figure in ("accuracy", "mixed_accuracy"):
+        return "train_metric"
+    splits = {"train": "train", "validation": "val", "validation_ema": "val_ema"}
     return f"{splits[split]}_{figure}" if split in splits else {"learning_rate": "lr"}.get(tag, tag)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from scripts.experiments import (
     SCALES,
     Trial,
     Variant,
+    ended_well,
     error_table,
     estimated_hours,
     finished,
@@ -66,6 +68,7 @@ def test_figures_of_the_paper_stand_beside_its_own_networks_only():
 
 def write_csv(folder, run, accuracies):
     (folder / "text").mkdir(exist_ok=True)
+    (folder / "text" / f"{run}.log").write_text("2026-11-26 10:00:00 Finished: best validation accuracy 0.5000\n")
     with open(folder / "text" / f"{run}.csv", "w", newline="") as file:
         rows = [(epoch, accuracy, 36.0) for epoch, accuracy in enumerate(accuracies, start=1)]
         csv.writer(file).writerows([("epoch", "val_accuracy", "seconds"), *rows])
@@ -78,7 +81,7 @@ def test_the_table_has_means_and_deviations_of_the_last_epochs(tmp_path, capsys)
         "easy-1": [0.5, 0.9], "easy-2": [0.95, 0.8], "hard-1": [0.1, 0.2], "hard-2": [0.1, 0.2],
     }.items():  # fmt: skip
         write_csv(tmp_path, run, accuracies)
-    report("name", "full", False, trials, tmp_path)
+    report("name-full", "full", trials, [], tmp_path)
     table = (tmp_path / "name-full.md").read_text()
     assert "| easy | 2 | 15.00 ± 7.07 | 5.00 |" in table and "| hard | 2 | 80.00 ± 0.00 |  |" in table
     assert table in capsys.readouterr().out
@@ -86,7 +89,7 @@ def test_the_table_has_means_and_deviations_of_the_last_epochs(tmp_path, capsys)
     assert rows[:3] == ["variant,seed,error,best_error,hours", "easy,1,10.0,10.0,0.02", "hard,1,80.0,80.0,0.02"]
     assert "easy,2,20.0,5.0,0.02" in rows
     assert (tmp_path / "name-full.png").read_bytes().startswith(b"\x89PNG")
-    assert "± " not in error_table({easy: [1.0]})
+    assert "± " not in error_table({easy: [1.0]}, Counter())
 
 
 def test_rows_that_somebody_changed_are_named(tmp_path):
@@ -98,7 +101,7 @@ def test_rows_that_somebody_changed_are_named(tmp_path):
                     whole.replace(b"0.5", b'"'), b"1" * 200_000 + whole, b""):  # fmt: skip
         path.write_bytes(changed)
         with pytest.raises(UserError, match="run-1.csv does not have the rows"):
-            report("name", "full", False, trials, tmp_path)
+            report("name-full", "full", trials, [], tmp_path)
 
 
 def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path):
@@ -122,6 +125,7 @@ def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path)
 
 def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, capsys):
     trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
+    other = Trial("other-1", Variant("w", ""), 1, [], 2)
 
     def run(command, environment, output):
         write_csv(tmp_path, command[3], [0.5, 0.6])
@@ -129,9 +133,12 @@ def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, cap
 
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
     diverged = train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
-    assert diverged == trials[1:2] and "run-2: its loss is not finite any more" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no training of name has a finite loss"):
-        report("name", "full", False, [], tmp_path)
+    assert diverged == trials[1:2] and "run-2: its numbers are not finite any more" in capsys.readouterr().out
+    (tmp_path / "text" / "run-2.log").write_text("no end\n")
+    assert [ended_well(trial, tmp_path) for trial in trials] == [True, False, True], "though it has all its rows"
+    report("name-full", "full", [*trials, other], [*diverged, other], tmp_path)
+    table = (tmp_path / "name-full.md").read_text()
+    assert "| v | 2, and 1 diverged | 40.00 ± 0.00 |" in table and "| w | 0, and 1 diverged |  |" in table
 
 
 def test_another_precision_has_other_runs_and_results():

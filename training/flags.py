@@ -510,7 +510,7 @@ def _saved(parser, defaults, checkpoint):
     Raises UserError where no command line of this script can have given them: the checkpoint may be a stranger's.
     """
     actions = {action.dest: action for action in parser._actions}
-    without_recipe = vars(training_parser("", datasets=[None]).parse_args([]))
+    without_recipe = vars(training_parser("", datasets=[""]).parse_args([]))
     may_be_none = {name for each in (defaults, without_recipe) for name, value in each.items() if value is None}
     settings = checkpoint.facts.get("settings")
     try:

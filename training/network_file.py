@@ -208,10 +208,11 @@ class NetworkFile:
         """{name of a .params file: its epoch} of those that are of later epochs."""
         return {entry["name"]: entry["epoch"] for entry in self._entries if entry["epoch"] > epoch}
 
-    def rename(self, name, new_name):
-        """Say that a .params file has another name now. Raises UserError as `add` does."""
-        self._entries = [{**entry, "name": new_name} if entry["name"] == name else entry for entry in self._entries]
-        self._write(self._entries)
+    def name_anew(self, name, new_name):
+        """Say that a .params file is about to have another name. Raises UserError as `add` does."""
+        entries = [{**entry, "name": new_name} for entry in self._entries if entry["name"] == name]
+        self._write(self._entries + entries)
+        self._entries = [entry for entry in self._entries if entry["name"] != name] + entries
 
     def add(self, names, digest, epoch, accuracy):
         """Say of .params files that are about to be written what they are.

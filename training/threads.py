@@ -46,7 +46,7 @@ def choose_threads(num_gpus, resumed=None, environ=os.environ, cores=None, visib
     taken = min(cores, max(0, busy() - spare)) if cores > 1 else 0
     idle = max(1, cores - taken)
     threads = then if type(then) is int and 0 < then <= cores else idle
-    others = f"others keep {taken} of {cores} cores busy: " if taken else ""
+    others = f"others leave {cores - taken} of {cores} cores idle: " if taken else ""
     override = "OMP_NUM_THREADS chooses another number (docs/speed.md)"
     if threads > idle:
         _say(f"{others}{_count(threads)} as before, for the same bits, but fewer would be faster; {override}")

@@ -3,7 +3,7 @@
 import mxnet as mx
 
 from base.devices import in_own_thread
-from base.files import file_digest, set_aside, write_whole
+from base.files import file_digest, free_name, write_whole, writing
 from training.network_file import NetworkFile
 from training.params_format import saved_in_memory
 from training.run.files import ABANDONED
@@ -38,8 +38,10 @@ class Exports:
         for name, later in self._network_file.later_than(epoch).items():
             path = self._folder / name
             if name.startswith("best") and path.exists():
-                aside = set_aside(path, f"{ABANDONED}epoch-{later:04d}-{path.stem}", path.suffix)
-                self._network_file.rename(name, aside)
+                aside = free_name(self._folder, f"{ABANDONED}epoch-{later:04d}-{path.stem}", path.suffix)
+                self._network_file.name_anew(name, aside)
+                with writing(path):
+                    path.rename(path.with_name(aside))
                 lines.append(f"{path} is of epoch {later} of a continuation that was given up: it is {aside} now")
         return lines
 

@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import append, fsync, set_aside, writing
+from base.files import append, free_name, fsync, writing
 
 __all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
 
@@ -142,7 +142,7 @@ class RunFiles:
                 os.truncate(path, size)
             else:
                 self._digests.pop(path, None)
-                return [f"{path} was changed: it is {_set_changed_aside(path)} now, and a new one goes on"]
+                return [f"{path} was changed: it is {_set_aside(path)} now, and a new one goes on"]
         return []
 
     def _restore_csv(self, written):
@@ -161,7 +161,7 @@ class RunFiles:
             else:
                 how = "is missing"
                 if os.path.lexists(self.csv):
-                    how = f"was changed: it is {_set_changed_aside(self.csv)} now"
+                    how = f"was changed: it is {_set_aside(self.csv)} now"
                 append(self.csv, expected)
                 return [f"{self.csv} {how}; its rows are written anew"]
         return []
@@ -200,9 +200,11 @@ def _beginning(path, size):
         return file.read(size)
 
 
-def _set_changed_aside(path):
+def _set_aside(path):
     """Rename a file. Returns the new name, by which neither a run nor TensorBoard takes it for its own."""
-    return set_aside(path, path.name.replace(EVENTS, "events.out.") + ".changed")
+    aside = free_name(path.parent, path.name.replace(EVENTS, "events.out.") + ".changed")
+    path.rename(path.with_name(aside))
+    return aside
 
 
 def new_run(log_dir, name, stem):
