@@ -209,8 +209,8 @@ def _add_network_flags(parser):
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="compute in bfloat16 on a CPU with AVX512-BF16 or AMX: in less memory, with coarser maps, and on "
-        "most of them faster; parameters, statistics, loss and update stay in float32",
+        help="compute in bfloat16 on a CPU with AVX512-BF16 or AMX: in less memory, with coarser maps, and in training "
+        "faster on AMD's only (docs/speed.md); parameters, statistics, loss and update stay in float32",
     )
     group.add_argument(
         "--init",

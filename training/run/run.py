@@ -219,7 +219,7 @@ class Run:
             raise SystemExit(Diverged.status)
         raise Diverged(
             f"{description}; the state before it is {self._checkpointer.path}; "
-            "--nan-action skip or a lower --lr may help"
+            "--nan-action skip may help, or a new run with a lower --lr (docs/resuming.md)"
         )
 
     def on_overflow(self, loss_scale):
