@@ -1,6 +1,7 @@
 """Photographs: from class folders to RecordIO that MXNet reads, and from anybody's RecordIO to batches."""
 
 import io
+import shutil
 import subprocess
 import sys
 
@@ -144,6 +145,13 @@ def test_labels_follow_the_sorted_class_names(tmp_path):
     contents = {path.read_bytes(): path.parent.name for path in (tmp_path / "in" / "train").glob("*/*")}
     for content, label in zip(records.encoded(np.arange(9)), records.labels(np.arange(9))):
         assert contents[content.tobytes()] == ["ant", "bee", "zebra"][int(label)]
+
+
+def test_a_class_without_validation_images_moves_no_label(tmp_path):
+    folder = make_folders(tmp_path / "in")
+    shutil.rmtree(folder / "val" / "ant")
+    prepare(folder, tmp_path / "out")
+    assert Records(tmp_path / "out" / "val.rec").labels(np.arange(3)).tolist() == [1, 1, 1]
 
 
 def test_a_share_of_each_class_is_held_out(tmp_path):

@@ -18,6 +18,17 @@ def make_loader(dataset, batch_size=10, training=True, shard=0, num_shards=1, **
     return Loader(dataset, "train", options, mx.cpu(), training, Shard(shard, num_shards))
 
 
+def test_crops_are_others_in_each_epoch_step_and_shard(numbered):
+    dataset = numbered(200)
+    drawn = {
+        b"".join(
+            np.asarray(part).tobytes() for part in make_loader(dataset, shard=shard, num_shards=2)._inputs(*when)[1:]
+        )
+        for when, shard in (((0, 0), 0), ((0, 0), 1), ((0, 1), 0), ((1, 0), 0))
+    }
+    assert len(drawn) == 4
+
+
 def labels_of(loader, epoch=0, **options):
     return [
         label for batch in loader.epoch(epoch, **options) for label in batch.labels.asnumpy()[: batch.count].astype(int)

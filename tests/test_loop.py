@@ -1,5 +1,6 @@
 """The training step and the loop's parts, on one device and on several."""
 
+import contextlib
 import csv
 from types import SimpleNamespace
 
@@ -9,12 +10,16 @@ import pytest
 from mxnet import autograd
 from mxnet.gluon import nn
 
+import training.learner
+import training.weight_average
+from base.devices import contexts as devices_of
 from base.devices import explaining_memory
 from base.errors import UserError
 from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import Example
-from training.commands import train
+from model import AttentionNetCifar
+from training.commands import join_group, precision, train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
 from training.learner import (
@@ -36,6 +41,7 @@ from training.optimizers import optimizer_options
 from training.recomputation import Recomputation
 from training.run.files import new_run
 from training.run.logger import RunLogger
+from training.schedule import Falls, learning_rates
 from training.state import TrainingState
 from training.weight_average import WeightAverage
 
@@ -317,7 +323,49 @@ def test_a_long_gradient_is_shortened_and_a_short_one_is_not():
         np.testing.assert_allclose(change_of_a_step(2 * length, scale), whole, rtol=1e-4, atol=1e-7)
 
 
-def test_the_average_follows_the_weights_and_is_evaluated_beside_them(digits):
+def test_a_learners_steps_are_shortened_as_its_options_say():
+    learner = Learner(small_net, ON_ONE, ("sgd", {}), seed=1, options=LearnerOptions(clip_grad=1e-3))
+    trained = [p for p in learner.net.collect_params().values() if p.grad_req != "null"]
+    before = [p.data().asnumpy() for p in trained]
+    images, targets = examples(12)
+    learner.step([Example(images, targets, targets)], 1.0, 0, 0)
+    change = np.concatenate([(p.data().asnumpy() - value).ravel() for p, value in zip(trained, before)])
+    assert np.linalg.norm(change) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_norm_is_that_of_all_gradients(monkeypatch):
+    length = np.linalg.norm(change_of_a_step(None))
+    monkeypatch.setattr(training.learner, "GROUP", 3)
+    assert np.linalg.norm(change_of_a_step(length / 4)) == pytest.approx(length / 4, rel=1e-4)
+
+
+def test_figures_of_a_step_are_those_of_each_devices_images():
+    contexts, draw = [mx.cpu(0), mx.cpu(1)], np.random.default_rng(1)
+    learner = Learner(small_net, SingleProcess(contexts), ("sgd", {}), seed=1)
+    shares, expected = [], []
+    for context in contexts:
+        images, targets, smoothed = draw.normal(size=(4, 3, 8, 8)), *(draw.dirichlet(np.ones(10), 4) for _ in range(2))
+        shares.append(Example(*(mx.nd.array(array, ctx=context) for array in (images, targets, smoothed))))
+        with autograd.train_mode():
+            logits = learner.net(shares[-1].images).asnumpy()
+        log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        hits = targets[range(4), logits.argmax(axis=1)].sum()
+        expected.append({"loss": -(smoothed * log_probabilities).sum(), "metric": hits})
+    found = learner.step(shares, 0.1, 0, 0)
+    for figures, values in zip(found, expected):
+        assert figures == {name: (4, pytest.approx(value, rel=1e-4)) for name, value in values.items()}
+
+
+def test_gradients_that_travel_in_half_precision_have_a_scale_too():
+    group = SingleProcess([mx.cpu()])
+    assert Learner(small_net, group, ("sgd", {}), seed=1).state.loss_scale is None
+    group.gradient_dtype = "float16"
+    assert Learner(small_net, group, ("sgd", {}), seed=1).state.loss_scale is not None
+
+
+@pytest.mark.parametrize("arrays", [3, training.weight_average.GROUP], ids="in groups of {}".format)
+def test_the_average_follows_the_weights_and_is_evaluated_beside_them(digits, monkeypatch, arrays):
+    monkeypatch.setattr(training.weight_average, "GROUP", arrays)
     decay, contexts = 0.3, [mx.cpu(0), mx.cpu(1)]
     learner = Learner(small_net, SingleProcess(contexts), ("sgd", {}), seed=1, options=LearnerOptions(ema=decay))
     names = list(learner.net._collect_params_with_prefix())
@@ -506,6 +554,75 @@ def test_what_the_flags_say_reaches_the_training(tmp_path, digits, monkeypatch):
     steps = loaders[0].steps
     assert [rates(0), rates(2 * steps - 1)] == pytest.approx([0.005, 0.5])
     assert epochs == 20 and rates(20 * steps - 1) == pytest.approx(0, abs=1e-9)
+
+
+def test_precision_and_seed_reach_the_training(tmp_path, digits, monkeypatch):
+    learner, _, _, transform, *_ = handed_over(monkeypatch, tmp_path, digits)
+    assert learner._options.dtype == "float32" and transform.metric_name(0) == "accuracy"
+    assert transform._seed == learner._seed == 1
+    made = []
+    monkeypatch.setattr("training.commands.Learner", lambda *arguments: made.append(arguments[-1].dtype))
+    handed_over(monkeypatch, tmp_path, digits, "--bfloat16")
+    assert made == ["bfloat16"]
+    assert precision(SimpleNamespace(bfloat16=False, float16=True)) == "float16"
+
+
+def test_another_seed_begins_with_other_weights():
+    first, again, other = (Learner(small_net, ON_ONE, ("sgd", {}), seed).net for seed in (1, 1, 2))
+    weights = [net.collect_params(".*weight").values() for net in (first, again, other)]
+    same, different = (
+        [(one.data() == two.data()).min().asscalar() for one, two in zip(weights[0], others)] for others in weights[1:]
+    )
+    assert all(same) and not any(different)
+
+
+def test_workers_have_the_first_ones_seed(monkeypatch):
+    class Second(SingleProcess):
+        rank, is_main_process = 1, False
+
+        def sum(self, name, numbers):
+            assert (name, list(numbers)) == ("seed", [0])
+            return [7]
+
+    monkeypatch.setattr("training.commands.process_group.start", lambda *_: contextlib.nullcontext(Second([mx.cpu()])))
+    args = parse_arguments(training_parser("", datasets=["digits"]), ["--seed", "3"])
+    with join_group(args):
+        assert args.seed == args.settings["seed"] == 7
+
+
+def test_a_worker_takes_the_gpu_of_its_number(monkeypatch):
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 8)
+    assert devices_of(1, first=3) == [mx.gpu(3)] and devices_of(2) == [mx.gpu(0), mx.gpu(1)]
+    with pytest.raises(UserError, match="MXNet sees 8"):
+        devices_of(1, first=8)
+
+
+@pytest.mark.parametrize("mode", ["cosine", "step"])
+def test_each_step_has_its_own_rate_and_fetches_the_next_batch_meanwhile(tmp_path, digits, monkeypatch, mode):
+    rates, fetched, ahead = [], [], []
+    step, fetch = Learner.step, Ahead.fetch
+
+    def noted_step(self, examples, learning_rate, epoch, number, meanwhile):
+        rates.append(learning_rate)
+        fetched.clear()
+        found = step(self, examples, learning_rate, epoch, number, meanwhile)
+        ahead.append(bool(fetched))
+        return found
+
+    monkeypatch.setattr(Learner, "step", noted_step)
+    monkeypatch.setattr(Ahead, "fetch", lambda self: (fetched.append(True), fetch(self)))
+    flags = ["--epochs", 2, "--limit", 24, "--batch-size", 8, "--seed", 1, "--lr", 0.1, "--lr-mode", mode]
+    flags += ["--warmup-epochs", 1, "--lr-steps", 1.5, "--log-dir", tmp_path, "--run-name", "run"]
+    args = parse_arguments(training_parser("", datasets=["digits"]), list(map(str, flags)))
+    train(small_net, describe(digits, "cifar", 56, "bottleneck"), digits, ON_ONE, args)
+    expected = learning_rates(mode, 0.1, 2, 3, 1, Falls([1.5], 0.1))
+    assert rates == [expected(number) for number in range(6)] and len(set(rates)) > 3
+    assert all(ahead)
+
+
+def test_a_network_that_trains_keeps_its_matrices():
+    net = initialize(AttentionNetCifar(10, (1, 1, 1), (1, 1, 1)), [mx.cpu()], mx.init.Zero())
+    assert hasattr(net, "matrices")
 
 
 def test_memory_saving_and_cutout_reach_the_training(tmp_path, digits, monkeypatch):

@@ -21,12 +21,14 @@ from data.views import list_pictures, normalized, read_view
 from model import get_attention_cifar
 from tests.conftest import assert_refused, run_module, run_script
 from tests.test_training import READ_EVENTS
+from training import attention_pictures
 from training.commands import flags_of, load_for_evaluation
 from training.distributed.process_group import SingleProcess
 from training.evaluation import Findings, class_table
 from training.learner import mirror_averaged, validate
-from training.network_file import describe, make_network
-from training.prediction import Example, held_out_examples
+from training.network_file import describe, load_network, make_network
+from training.pictures import draw_masks
+from training.prediction import Example, held_out_examples, network_input
 from training.run.exports import Exports
 
 predict = functools.partial(run_module, "scripts.predict")
@@ -125,6 +127,34 @@ def test_a_view_is_what_the_loader_validates_on(tmp_path, shape, digits):
     found = normalized([view], dataset.mean, dataset.std)
     difference = abs(found - batch.images.asnumpy()) * dataset.std[0]
     assert difference.max() <= 2  # of 255
+
+
+def test_each_image_is_drawn_with_its_own_masks(params, tmp_path, monkeypatch):
+    net, description = load_network(params)
+    draw = np.random.default_rng(0)
+    examples = [Example(str(number), draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), None) for number in range(3)]
+    masks = attention_pictures.masks_of(net, network_input(net, [each.view for each in examples], description))
+    drawn, shown = [], []
+    monkeypatch.setattr(attention_pictures, "draw_channels", lambda view, own, caption: drawn.append((view, own)))
+    monkeypatch.setattr(attention_pictures, "draw_masks", lambda views, own, captions: shown.append((views, own)))
+    monkeypatch.setattr(attention_pictures, "save_picture", lambda figure, path: None)
+    artist = attention_pictures.AttentionArtist(net, description, tmp_path)
+    assert len(list(artist.each(examples, features=False))) == 3
+    artist.overview(examples)
+    ((views, together),) = shown
+    for number, (view, own) in enumerate(drawn):
+        assert view is examples[number].view and views[number] is view
+        for name, mask in masks.items():
+            np.testing.assert_allclose(own[name], mask[number], rtol=1e-4, atol=1e-6)
+            np.testing.assert_array_equal(together[name], mask)
+
+
+def test_the_overview_shows_the_mean_mask_of_each_row():
+    views = np.zeros((2, 4, 4, 3), np.uint8)
+    masks = {"module": np.stack([np.full((2, 4, 4), 0.25), np.full((2, 4, 4), 0.75)])}
+    figure = draw_masks(views, masks, ["first", "second"])
+    heat = [image for axes in figure.axes for image in axes.images if image.get_alpha() is not None]
+    assert [float(image.get_array().mean()) for image in heat] == [0.25, 0.75]
 
 
 def test_every_module_is_drawn_for_every_image(params, digits, tmp_path):

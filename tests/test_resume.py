@@ -21,6 +21,7 @@ from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
 from training.learner import Learner, LearnerOptions
 from training.loop import fit
+from training.loss_scale import FIRST
 from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
@@ -415,6 +416,18 @@ def test_a_batch_with_a_bad_loss_can_be_left_out(tmp_path, digits, monkeypatch, 
         train(tmp_path, digits, *flags, "--run-name", "run", interrupt=stop_at((0, 1)))
     train(tmp_path, digits, "--resume", "run")
     assert results(tmp_path, "run") == results(tmp_path, "straight")
+
+
+def test_a_step_that_overflows_is_left_out_and_the_scale_goes_on_with_the_run(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(SingleProcess, "gradient_dtype", "float16")
+    poison(monkeypatch, 1)  # a finite loss, by ReLU, and gradients that are not
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 3)))
+    train(tmp_path, digits, "--resume", "run")
+    log = (tmp_path / "text" / "run.log").read_text()
+    assert log.count("gradients overflowed at epoch 1/3, step 1/5: the scale of the loss is 32768 now") == 1
+    checkpoint, _ = Checkpoints(tmp_path / "params" / "run").newest_whole()
+    assert checkpoint.facts["loss_scale"] == [FIRST / 2, 3 * STEPS - 2]
 
 
 def test_too_many_bad_losses_in_a_row_stop(tmp_path, digits, monkeypatch):

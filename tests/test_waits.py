@@ -5,6 +5,7 @@ MXNet's own functions are counted, whoever calls them. What holds here holds on 
 
 import collections
 import ctypes
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -37,9 +38,11 @@ class TwoWorkers(ProcessGroup):
 @pytest.fixture
 def engine(monkeypatch):
     """In the place of an engine's module: worker 0 of 2."""
-    engine = collections.namedtuple("Engine", "init rank size local_rank shutdown")
-    made = engine(lambda: None, lambda: 0, lambda: 2, lambda: 0, lambda: None)
+    made = SimpleNamespace(
+        init=lambda: None, rank=lambda: 0, size=lambda: 2, local_rank=lambda: 0, shutdown=lambda: None
+    )
     monkeypatch.setattr(process_group.importlib, "import_module", lambda name: made)
+    return made
 
 
 @pytest.fixture
@@ -65,6 +68,14 @@ def calls(monkeypatch):
         if getattr(module, "_LIB", None) is library:
             monkeypatch.setattr(module, "_LIB", Library())
     return counts
+
+
+def test_a_worker_asks_for_the_gpu_of_its_number(engine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(process_group, "contexts", lambda *count, **first: asked.append((count, first)) or [mx.cpu()])
+    monkeypatch.setattr(engine, "local_rank", lambda: 3)
+    TwoWorkers()
+    assert asked == [((0,), {"first": 3})]
 
 
 def steps(group, calls, count=3, optimizer="nag"):
