@@ -19,7 +19,7 @@ def list_images(folder):
 
     A class is a folder in ``folder``; its label is its place among their sorted names, as im2rec and others count. Its
     images may lie deeper, each folder counting once: links are followed, but not back to where they came from, nor to
-    another class. Hidden files and files without an image's suffix do not count.
+    another class. Hidden files and folders, and files without an image's suffix, do not count.
 
     Raises UserError where there is no class, an image outside all classes, a class without an image or with a name of
     several lines, a link that leads nowhere, or an image that is no regular file.
@@ -105,7 +105,8 @@ def images_below(folder, barred=()):
                 if not entry.is_file():
                     raise UserError(f"{entry.path} is no regular file: remove it from the images")
                 paths.append(entry.path)
-        left += [(entry.path, _identity(entry.path)) for entry in reversed(folders)]  # the first is the next
+        shown = [entry for entry in reversed(folders) if not entry.name.startswith(".")]
+        left += [(entry.path, _identity(entry.path)) for entry in shown]  # the first is the next
     return paths
 
 

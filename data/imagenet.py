@@ -104,8 +104,8 @@ def _listed_classes(path):
         return None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if not names:
-        raise UserError(f"{path} is empty: it names the classes, one a line")
+    if not all(names or [""]):
+        raise UserError(f"{path} is empty, or a line of it is: it names the classes, one a line")
     return names
 
 
@@ -260,6 +260,8 @@ def _splits(folder, val_share):
         raise UserError(
             f"{folder} has no train/ and val/ in it: add --val-share SHARE to hold out a part of its images"
         )
+    elif has_folders == (False, True):
+        raise UserError(f"{folder} has val/ and no train/ in it: what --val-share is a share of is to be in train/")
     else:
         classes, paths, labels = list_images(folder / "train" if has_folders[0] else folder)
         # every 1/share-th image of the list, which is sorted by class: the same share of each

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from base.errors import UserError
 from base.files import file_digest, open_regular
+from base.text import one_line
 
 __all__ = [
     "LARGEST_IMAGE",
@@ -47,6 +48,7 @@ FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 LABEL = struct.Struct("<f")
 LARGEST_IMAGE = (1 << LENGTH_BITS) - 1 - HEADER.size  # bytes
+LARGEST_PARTS = 2 << LENGTH_BITS  # of a record in parts, with what stands between them
 
 
 class Unwritten(UserError):
@@ -125,12 +127,13 @@ class Records:
         return label
 
     def _image(self, offset, end):
-        content = self._read(offset, end - offset)
-        magic, word = FRAME.unpack_from(content)
+        # the next record of the index may be far: somebody may have shortened it
+        magic, word = FRAME.unpack_from(self._read(offset, FRAME.size + HEADER.size))
         if magic == MAGIC and word >> LENGTH_BITS == WHOLE:
             first, stop = FRAME.size, FRAME.size + word
+            content = self._read(offset, min(max(stop, FRAME.size + HEADER.size), end - offset))
         else:
-            content = self._joined(content, offset)
+            content = self._joined(self._read(offset, min(LARGEST_PARTS, end - offset)), offset)
             first, stop = 0, len(content)
         if stop > len(content):
             raise UserError(f"{self.path} ends inside the record at byte {offset}")
@@ -257,25 +260,29 @@ def _is_current(folder, source):
 
 
 def _write_folder(folder, source, splits):
-    with replacement(folder) as new:
+    names = sorted(f"{split}{suffix}" for split in splits for suffix in (".idx", ".rec"))
+    with replacement(folder, [*names, MANIFEST]) as new:
         for split, samples in splits.items():
             pairs, total = samples()
             write_records(new / f"{split}.rec", pairs, total)
-        names = sorted(f"{split}{suffix}" for split in splits for suffix in (".idx", ".rec"))
         files = {name: file_digest(new / name) for name in names}
         manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def replacement(folder):
+def replacement(folder, own=()):
     """A new folder that takes the place of ``folder`` when all went well, and vanishes when not.
 
     Only for whoever has ``folder`` `locked`: those that killed processes have left behind vanish first.
+
+    Raises UserError where ``folder`` is a mount point, and where it holds, now or in the end, more than files of the
+    names ``own``: somebody else's would be lost.
     """
     folder = Path(folder).resolve()  # of a symbolic link, what it leads to
     if os.path.ismount(folder):
         raise UserError(f"{folder} is a mount point: name a folder in it")
+    _check_own(folder, own)
     for stale in folder.parent.glob(glob.escape(folder.name) + ".new-" + "[a-z0-9_]" * 8):
         if (stale / UNFINISHED).exists():
             shutil.rmtree(stale, ignore_errors=True)
@@ -284,12 +291,19 @@ def replacement(folder):
         (new / UNFINISHED).touch()
         yield new
         new.chmod(0o755)  # mkdtemp's folders are private
+        _check_own(folder, own)
         if folder.exists():
             shutil.rmtree(folder)
         new.rename(folder)
         (folder / UNFINISHED).unlink()  # as the last thing: whoever is killed before leaves what the next one removes
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_own(folder, own):
+    strange = sorted(set(os.listdir(folder)) - {*own, UNFINISHED}) if folder.is_dir() else []
+    if strange:
+        raise UserError(f"{folder} holds {one_line(strange[0])}, which is none of its own: move it away")
 
 
 @contextlib.contextmanager

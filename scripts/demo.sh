@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+if [[ " $*" =~ \ --(log-dir|run-name|resume|eval-only) ]]; then
+    echo "error: --${BASH_REMATCH[1]} is not for the demo, which names its run itself: python3 cifar10_train.py" >&2
+    exit 2
+fi
 scripts/setup.sh
 # Where the processor is faster in bfloat16, that reads the digits as well. GPUs have no use for the flag.
 precision=()

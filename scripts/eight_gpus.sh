@@ -13,7 +13,7 @@ if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then
 fi
 scripts/setup.sh
 # Missing GPUs are named once, here, and before minutes of building. With --num-gpus 0 the workers use the CPU.
-if [[ " $* " != *" --num-gpus 0 "* ]]; then
+if [[ " $* " != *" --num-gpus"[\ =]"0 "* ]]; then
     .venv/bin/python - "$gpus" <<'PYTHON'
 import sys
 

@@ -273,7 +273,7 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     log_dir, failures, diverged = Path(place[place.index("--log-dir") + 1]), [], []
 
     def train(trial):
-        if trainings.stopped or failures or ended_well(trial, log_dir):
+        if trainings.stopped or failures or finished(trial.run, trial.epochs, log_dir):
             return
         environment = environments.get()
         try:
@@ -342,7 +342,9 @@ def absolute(place):
 
 
 def finished(run, epochs, log_dir):
-    """The rows of a run's CSV, {column: number} each, if it has so many epochs; else None."""
+    """The rows of a run's CSV, {column: number} each, if it has so many epochs and ended well; else None."""
+    if not ended_well(run, log_dir):
+        return None
     try:
         with io.TextIOWrapper(open_regular(log_dir / "text" / f"{run}.csv"), newline="") as file:
             rows = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(file)]
@@ -352,14 +354,13 @@ def finished(run, epochs, log_dir):
         return None
 
 
-def ended_well(trial, log_dir):
-    """Whether a training is finished; one that diverged in its last epoch has all rows too."""
+def ended_well(run, log_dir):
+    """Whether a run, if it has all epochs, is finished: one that diverged in the last of them does not say so."""
     try:
-        with open_regular(log_dir / "text" / f"{trial.run}.log") as file:
-            said = b" Finished: " in file.read()
-    except OSError:
-        return False
-    return said and finished(trial.run, trial.epochs, log_dir) is not None
+        with open_regular(log_dir / "text" / f"{run}.log") as file:
+            return b" Finished: " in file.read()
+    except OSError:  # a CSV alone
+        return True
 
 
 def report(name, scale, trials, diverged, log_dir):

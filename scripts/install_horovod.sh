@@ -22,7 +22,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/engines.sh"
 require_tools() {
     if [[ $mxnet == mxnet-cu112* ]]; then
         toolkit=$(cuda_11_toolkit)
-        [[ -x $toolkit/bin/nvcc ]] || fail "building Horovod for GPUs needs the CUDA 11 toolkit with nvcc: install it and \
+        [[ -n $toolkit && -x $toolkit/bin/nvcc ]] || fail "building Horovod for GPUs needs the CUDA 11 toolkit with nvcc: install it and \
 set CUDA_HOME (NVIDIA's packages on PyPI bring no nvcc)"
     fi
 }

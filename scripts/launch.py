@@ -60,6 +60,7 @@ SERVE = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import byt
 MOST_GPUS = 1024  # of a machine
 
 PATIENCE = 8  # seconds in which the others may save a checkpoint when one has died
+SAVING = 600  # the same when all were told to stop: the main worker ends last, and its disk may be slow
 TICK = 0.02  # seconds between looks at the processes
 
 SIOCGIFADDR = 0x8915  # Linux: the request for a network interface's address
@@ -263,7 +264,7 @@ def start(command, environ):
 
 def wait(running, received):
     """Wait for all processes. Signals that arrive in ``received`` are passed on, from the third on as SIGKILL; when one
-    process has died, or has ended by a signal, the others have `PATIENCE`."""
+    process has died, the others have `PATIENCE`; when one has ended by a signal that was passed on, `SAVING`."""
     running, status, passed_on, deadline = dict(running), 0, [], math.inf
     while running:
         while received:
@@ -276,10 +277,11 @@ def wait(running, received):
             ended = process.returncode if process.returncode >= 0 else 128 - process.returncode
             status = status or ended
             if ended and deadline == math.inf:
-                if ended - 128 not in passed_on:
+                told = ended - 128 in passed_on
+                if not told:
                     say(name, process.returncode, others=bool(running))
                     send(signal.SIGTERM, running.values())
-                deadline = time.monotonic() + PATIENCE
+                deadline = time.monotonic() + (SAVING if told else PATIENCE)
         if time.monotonic() > deadline:
             send(signal.SIGKILL, running.values())
         time.sleep(TICK)
@@ -313,7 +315,8 @@ def copy_lines(name, stream, out):
 
 def say(name, returncode, others):
     who = f"rank {name}" if name.isdecimal() else f"the {name}"
-    how = f"status {returncode}" if returncode >= 0 else signal.Signals(-returncode).name
+    names = {number.value: number.name for number in signal.Signals}  # real-time signals have none
+    how = f"status {returncode}" if returncode >= 0 else names.get(-returncode, f"signal {-returncode}")
     with printing:
         print(f"error: {who} ended with {how}{': stopping the others' if others else ''}", file=sys.stderr, flush=True)
 

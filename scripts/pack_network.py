@@ -5,6 +5,7 @@ that takes a .params file then takes NAME. Vectors (biases, and batch normalizat
 single precision: they are few, and variances may be smaller than half precision's least number.
 """
 
+import dataclasses
 import re
 
 from base.errors import UserError, run_command
@@ -44,7 +45,7 @@ def share(value):
 def main():
     args = parse_arguments()
     prepare_mxnet(use_gpus=False)  # everything below imports MXNet
-    from training.network_file import NetworkFile, load_network
+    from training.network_file import NetworkFile, load_network, read_description
     from training.run.exports import parameters_of, write_parameters
 
     net, description = load_network(args.params)
@@ -53,6 +54,9 @@ def main():
     arrays = {name: array.astype("float16") if array.ndim > 1 else array for name, array in parameters_of(net).items()}
     path = trained_params(args.name)
     accuracy = description.accuracy if args.accuracy is None else args.accuracy
+    unlike = {"epoch": description.epoch, "accuracy": description.accuracy}
+    if path.exists() and dataclasses.replace(read_description(path), **unlike) != description:
+        raise UserError(f"{one_line(path.parent)} holds another network: remove it, or choose another --name")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     network_file = NetworkFile(path.parent, description)

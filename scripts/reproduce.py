@@ -13,7 +13,7 @@ from pathlib import Path
 
 from base.errors import UserError, run_command
 from base.flags import OneLineParser, non_negative_int, positive_int
-from scripts.experiments import ROOT, finished
+from scripts.experiments import ROOT, ended_well, finished
 
 PUBLISHED = Path(__file__).with_name("published_tricks.csv")
 WORKERS = 8  # of the published runs
@@ -176,7 +176,7 @@ def measured_accuracy(run, epochs, log_dir):
     if done := finished(run, epochs, log_dir):
         return max(row["val_accuracy"] for row in done)
     path = log_dir / "text" / f"{run}.csv"
-    if path.is_file() and len(path.read_bytes().splitlines()) > epochs:
+    if path.is_file() and ended_well(run, log_dir) and len(path.read_bytes().splitlines()) > epochs:
         raise UserError(f"{path} is damaged: it has all epochs, and one that cannot be read")
     return None
 

@@ -37,3 +37,11 @@ def test_the_demo_trains_draws_and_names_what_it_leaves(tmp_path, pays, flags, c
     assert curves == ["-m", "scripts.plot_curves", f"log/text/{args.run_name}.csv"]
     assert masks[1:4] == ["scripts.visualize_attention", "--params", f"log/params/{args.run_name}/best.params"]
     assert all(path.format(args.run_name) in done.stdout for path in LEFT)
+
+
+@pytest.mark.parametrize("flag", ["--log-dir=x", "--run-name", "--resume"])
+def test_flags_that_move_the_run_are_refused_before_anything_is_set_up(flag):
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/demo.sh", "--epochs", "1", flag, "x"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is not for the demo" in done.stderr

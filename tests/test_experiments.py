@@ -20,7 +20,6 @@ from scripts.experiments import (
     SCALES,
     Trial,
     Variant,
-    ended_well,
     error_table,
     estimated_hours,
     finished,
@@ -135,7 +134,8 @@ def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, cap
     diverged = train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
     assert diverged == trials[1:2] and "run-2: its numbers are not finite any more" in capsys.readouterr().out
     (tmp_path / "text" / "run-2.log").write_text("no end\n")
-    assert [ended_well(trial, tmp_path) for trial in trials] == [True, False, True], "though it has all its rows"
+    found = [finished(trial.run, 2, tmp_path) is not None for trial in trials]
+    assert found == [True, False, True], "though it has all its rows"
     report("name-full", "full", [*trials, other], [*diverged, other], tmp_path)
     table = (tmp_path / "name-full.md").read_text()
     assert "| v | 2, and 1 diverged | 40.00 ± 0.00 |" in table and "| w | 0, and 1 diverged |  |" in table

@@ -154,6 +154,12 @@ def test_a_class_without_validation_images_moves_no_label(tmp_path):
     assert Records(tmp_path / "out" / "val.rec").labels(np.arange(3)).tolist() == [1, 1, 1]
 
 
+def test_a_share_of_val_alone_is_refused(tmp_path):
+    folder = make_folders(tmp_path / "in")
+    (folder / "train").rename(folder / "training")
+    assert "has val/ and no train/ in it" in refused(folder, tmp_path / "out", val_share=0.2)
+
+
 def test_a_share_of_each_class_is_held_out(tmp_path):
     folder = make_folders(tmp_path / "in", splits=["train"], count=10)
     for source, out in ((folder, "one"), (folder / "train", "two")):
@@ -279,6 +285,10 @@ def test_what_cannot_be_opened_is_named(tmp_path, im2rec):
     folder, _ = im2rec
     with pytest.raises(UserError, match=r"neither train\.rec nor train/.*--data-dir"):
         open_imagenet(tmp_path / "nowhere")
+    for wrong in ("", "\n", "ant\nbee\n\n"):
+        (folder / "classes.txt").write_text(wrong)
+        with pytest.raises(UserError, match="is empty, or a line of it is"):
+            open_imagenet(folder)
     (folder / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(UserError, match="--classes 3: .* has 2 classes"):
         open_imagenet(folder, classes=3)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from base.runtime import real_core_count
-from scripts.launch import PATIENCE
+from scripts.launch import PATIENCE, SAVING, wait
 from tests.conftest import ROOT, wait_until
 
 LIMIT = 120  # seconds after which a launcher hangs, on a machine that is busy with other things
@@ -235,6 +235,7 @@ FOR_EVER = "while True: signal.pause()"
     [
         ("os._exit(7)", "", 7, "status 7"),
         ("os.kill(os.getpid(), 9)", "", 137, "SIGKILL"),
+        ("os.kill(os.getpid(), 40)", "", 168, "signal 40"),
         ("os._exit(3)", IGNORE_SIGTERM, 3, "status 3"),
     ],
 )
@@ -243,8 +244,24 @@ def test_a_death_ends_the_others(launch, one_that_ends, how, first, status, said
     assert result == (status, "", f"error: rank 1 ended with {said}: stopping the others\n")
 
 
-def test_the_others_are_given_less_than_ten_seconds():
-    assert 0 < PATIENCE < 10
+def test_the_others_are_given_less_than_ten_seconds_but_when_all_were_told_to_stop():
+    assert 0 < PATIENCE < 10 and SAVING >= 60
+
+
+def test_the_last_worker_may_save_for_long_when_all_were_told_to_stop(monkeypatch):
+    monkeypatch.setattr("scripts.launch.PATIENCE", 0.1)
+    code = "import signal, sys, time\nsignal.signal(15, lambda *_: (time.sleep({}), sys.exit({})))\nprint(flush=True)\n"
+    code += "signal.pause()"
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", code.format(seconds, status)], start_new_session=True, stdout=subprocess.PIPE
+        )
+        for name, seconds, status in (("0", 1, 143), ("1", 0, 143))
+    }
+    for process in running.values():
+        process.stdout.readline()
+    assert wait(running, [signal.SIGTERM]) == 143
+    assert [process.returncode for process in running.values()] == [143, 143]
 
 
 def test_the_others_may_save_when_one_dies(launch, one_that_ends):

@@ -19,7 +19,7 @@ from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import Example
 from model import AttentionNetCifar
-from training.commands import join_group, precision, train
+from training.commands import check_same_images, join_group, precision, train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
 from training.learner import (
@@ -588,6 +588,21 @@ def test_workers_have_the_first_ones_seed(monkeypatch):
     args = parse_arguments(training_parser("", datasets=["digits"]), ["--seed", "3"])
     with join_group(args):
         assert args.seed == args.settings["seed"] == 7
+
+
+def test_workers_with_other_images_are_told():
+    class Two(SingleProcess):
+        size = 2
+
+        def sum(self, name, numbers):
+            return np.stack([numbers[0], others[None, :]])
+
+    group, loaders = Two([mx.cpu()]), [SimpleNamespace(num_images=number) for number in (50, 10)]
+    others = np.array([50, 10])
+    check_same_images(group, loaders)
+    others = np.array([49, 10])
+    with pytest.raises(UserError, match="the first one 50 and 10, another 49 and 10"):
+        check_same_images(group, loaders)
 
 
 def test_a_worker_takes_the_gpu_of_its_number(monkeypatch):

@@ -28,7 +28,7 @@ from training.evaluation import Findings, class_table
 from training.learner import mirror_averaged, validate
 from training.network_file import describe, load_network, make_network
 from training.pictures import draw_masks
-from training.prediction import Example, held_out_examples, network_input
+from training.prediction import Example, check_classes, held_out_examples, network_input
 from training.run.exports import Exports
 
 predict = functools.partial(run_module, "scripts.predict")
@@ -89,9 +89,20 @@ def test_what_is_no_image_is_named_and_the_others_are_done(params, images, tmp_p
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"0-masks.png", "1-masks.png"}
 
 
+def test_classes_of_other_names_are_refused(digits):
+    letters = describe(digits._replace(class_names="abcdefghij"), "cifar", 56, "bottleneck")
+    for dataset, description in ((digits._replace(class_names="abcdefghik"), letters),):
+        with pytest.raises(UserError, match="k in the place of j"):
+            check_classes(dataset, description)
+    check_classes(digits._replace(class_names="abcdefghij"), letters)
+    check_classes(digits._replace(class_names=None), letters)  # whose names nobody knows
+
+
 def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "self").symlink_to(tmp_path)
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "a.png").touch()
     assert list_pictures([tmp_path]) == [str(tmp_path / "a.png")]
 
 

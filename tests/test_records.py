@@ -288,3 +288,26 @@ def test_a_folder_without_the_right_to_write_is_named_in_one_line():
         process = run_python(code, folder)
         assert not os.listdir(folder)
     assert_refused(process, "cannot write the records", "Permission denied")
+
+
+def test_what_is_not_its_own_is_left_in_a_folder(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "mine.csv").write_text("mine")
+    with pytest.raises(UserError, match="set holds mine.csv, which is none of its own"):
+        ensure_records(folder, {"of": 1}, {"train": lambda: (some_images(), 5)})
+    (folder / "mine.csv").rename(tmp_path / "mine.csv")
+    ensure_records(folder, {"of": 1}, {"train": lambda: (some_images(), 5)})
+    with pytest.raises(UserError, match="holds late.txt"), replacement(folder, [MANIFEST, "train.rec", "train.idx"]):
+        (folder / "late.txt").write_text("mine")
+    assert (folder / "late.txt").read_text() == "mine" and len(Records(folder / "train.rec")) == 5
+
+
+def test_of_a_shortened_index_no_more_than_the_image_is_read(tmp_path, monkeypatch):
+    write_records(tmp_path / "a.rec", some_images(50))
+    lines = (tmp_path / "a.idx").read_text().splitlines(keepends=True)
+    (tmp_path / "a.idx").write_text("".join(lines[:2]))
+    sizes, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: sizes.append(size) or pread(file, size, offset))
+    np.testing.assert_array_equal(decoded(Records(tmp_path / "a.rec").encoded([1])[0]), some_images()[1][0])
+    assert max(sizes) < 400 < (tmp_path / "a.rec").stat().st_size

@@ -83,6 +83,8 @@ def write_csv(log_dir, run, accuracies):
 def test_the_table_has_the_best_accuracy_of_finished_runs_alone(tmp_path):
     write_csv(tmp_path, "tricks-small-11", [0.25] * 8 + [0.375, 0.3125])
     write_csv(tmp_path, "tricks-small-12", [0.5] * 9)  # of ten epochs
+    write_csv(tmp_path, "tricks-small-14", [0.5] * 10)
+    (tmp_path / "text" / "tricks-small-14.log").write_text("its last epoch diverged\n")
     write_csv(tmp_path, "tricks-full-13", [0.75] * 200)
     small, full = (table(published_rows(), scale, tmp_path).splitlines()[2:] for scale in ("small", "full"))
     assert small[10] == "| 11 | 56 | 1024 | 1.6 | 0.2 | 10 | 1 |  | 0.9650 | 0.3750 |"

@@ -418,6 +418,15 @@ def test_a_batch_with_a_bad_loss_can_be_left_out(tmp_path, digits, monkeypatch, 
     assert results(tmp_path, "run") == results(tmp_path, "straight")
 
 
+def test_classes_of_other_names_are_other_data(tmp_path, digits):
+    letters = digits._replace(class_names="abcdefghij")
+    with pytest.raises(SystemExit):
+        train(tmp_path, letters, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 1)))
+    with pytest.raises(UserError, match="class names"):
+        train(tmp_path, letters._replace(class_names="bacdefghij"), "--resume", "run")
+    train(tmp_path, letters, "--resume", "run", "--epochs", 1, "--mix-up-off-epochs", 0)
+
+
 def test_a_step_that_overflows_is_left_out_and_the_scale_goes_on_with_the_run(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(SingleProcess, "gradient_dtype", "float16")
     poison(monkeypatch, 1)  # a finite loss, by ReLU, and gradients that are not

@@ -72,6 +72,17 @@ def test_a_network_of_which_no_epoch_is_known_is_refused(packed, tmp_path, monke
     assert not (tmp_path / "trained" / "other").exists()
 
 
+def test_another_network_does_not_take_a_name(packed, tmp_path, monkeypatch, digits):
+    before = [path.read_bytes() for path in sorted((tmp_path / "trained" / "mine").iterdir())]
+    other = describe(digits._replace(class_names="abcdefghij"), "resnet", 20, "bottleneck")
+    (tmp_path / "other").mkdir()
+    Exports(tmp_path / "other", 0, other).save(packed, 1, 1, 0.5)
+    monkeypatch.setattr("sys.argv", ["pack_network", "--params", str(tmp_path / "other/last.params"), "--name", "mine"])
+    with pytest.raises(UserError, match="mine holds another network"):
+        pack_network.main()
+    assert before == [path.read_bytes() for path in sorted((tmp_path / "trained" / "mine").iterdir())]
+
+
 @pytest.mark.parametrize("name", ["../up", "Upper", ""])
 def test_a_short_name_is_a_folders(name):
     with pytest.raises(ValueError):

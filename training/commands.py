@@ -4,6 +4,8 @@ import contextlib
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from base.devices import explaining_memory
 from base.errors import UserError
 from base.text import one_line
@@ -117,6 +119,7 @@ def train(make_net, description, dataset, group, args):
         print("--gradient-compression is for several workers: one sums in float32", file=sys.stderr, flush=True)
     dataset = dataset._replace(erasing=make_erasing(args.cutout, args.random_erasing, dataset.size))
     loaders = make_loader(dataset, "train", group, args), make_loader(dataset, "test", group, args)
+    check_same_images(group, loaders)
     steps = loaders[0].steps
     transform = TargetTransform(
         dataset.classes,
@@ -170,6 +173,15 @@ def make_erasing(cutout, probability, size):
     if cutout >= size:
         raise UserError(f"--cutout {cutout} leaves nothing of images of {size}x{size}")
     return Cutout(cutout, size)
+
+
+def check_same_images(group, loaders):
+    """Raise UserError unless the data sets of all workers have as many images."""
+    counts = group.gather("images", np.array([[loader.num_images for loader in loaders]])).astype(int)
+    others = counts[(counts != counts[0]).any(axis=1)]
+    if len(others):
+        first, other = (" and ".join(map(str, row)) for row in (counts[0], others[0]))
+        raise UserError(f"the workers have different images in --data-dir: the first one {first}, another {other}")
 
 
 def check_mirroring(dataset, tta):
@@ -229,6 +241,7 @@ def evaluate(net, description, dataset, group, args):
         raise UserError(f"{args.params} does not take images of {dataset.size}x{dataset.size}")
     dataset = dataset._replace(mean=description.mean, std=description.std)
     loader = make_loader(dataset, "test", group, args)
+    check_same_images(group, [loader])
     net.cast(stored(precision(args)))
     hybridize(net, inference=True, bfloat16=args.bfloat16)
     findings = Findings(dataset)

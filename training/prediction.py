@@ -6,6 +6,7 @@ import mxnet as mx
 import numpy as np
 
 from base.errors import UserError
+from base.text import one_line
 from data.datasets import open_dataset, photographs, small_images
 from data.loader import Loader, LoaderOptions
 from data.views import denormalized, list_pictures, normalized, read_view
@@ -90,6 +91,14 @@ def check_classes(dataset, description):
         raise UserError(
             f"{dataset.name} has {dataset.classes} classes, and the network has {len(description.classes)}, "
             f"those of {description.dataset}"
+        )
+    numbers = tuple(map(str, range(dataset.classes)))
+    names = tuple(map(one_line, dataset.class_names or numbers))
+    if numbers not in (names, description.classes) and names != description.classes:
+        ours, theirs = next(pair for pair in zip(names, description.classes) if pair[0] != pair[1])
+        raise UserError(
+            f"{dataset.name} has other classes than the network, which was trained on {description.dataset}: "
+            f"{ours} in the place of {theirs}"
         )
 
 

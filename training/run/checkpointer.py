@@ -50,10 +50,11 @@ class Checkpointer:
         Raises UserError where it does not fit the network or the images; nothing is touched then.
         """
         checkpoint, progress = resumed.checkpoint, self._progress
-        if checkpoint.facts.get("data") != self._facts["data"]:
-            raise UserError(
-                f"{checkpoint.path} was trained on {checkpoint.facts.get('data')}, and this is {self._facts['data']}"
-            )
+        then, now = checkpoint.facts.get("data"), self._facts["data"]
+        if isinstance(then, dict):
+            now = {name: now[name] for name in now if name in then or name != "class names"}  # older ones lack them
+        if then != now:
+            raise UserError(f"{checkpoint.path} was trained on {then}, and this is {now}")
         steps = self._group.gather("progress", np.array([[progress.epoch, progress.step]]))
         if (steps != steps[0]).any():
             raise UserError("the workers found different checkpoints: they need one --log-dir that all of them see")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import shlex
 import signal
 import sys
@@ -125,6 +126,7 @@ class Run:
         loader, self._validation = loaders
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
+        data["class names"] = hashlib.sha256("\n".join(self._options.network.classes).encode()).hexdigest()[:16]
         devices = {"workers": self._group.size, "devices": len(self._group.devices), "images": loader.batch_size}
         threads = thread_count() if self._group.devices[0].device_type == "cpu" else None
         facts = {"settings": self._settings, "data": data, "devices": devices, "threads": threads}
