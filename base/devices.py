@@ -36,6 +36,7 @@ def is_out_of_memory(error):
         "failed to allocate",
         "status_alloc_failed",
         "create cublas handle failed",
+        "2^31 elements",
     )
     return any(word in str(error).lower() for word in words)
 

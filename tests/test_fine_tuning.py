@@ -72,6 +72,13 @@ def test_a_part_that_would_stay_untrained_is_not_frozen(saved):
         FineTuning(deeper, saved, "stages", "0123456789")
 
 
+def test_normalization_without_statistics_is_not_frozen(saved, tmp_path):
+    arrays = mx.nd.load(str(saved))
+    mx.nd.save(str(tmp_path / "a.params"), {name: each for name, each in arrays.items() if "running" not in name})
+    with pytest.raises(UserError, match="--freeze stem: features.0"):
+        FineTuning(shallow, tmp_path / "a.params", "stem", "0123456789")
+
+
 @pytest.mark.parametrize(
     "make", [functools.partial(get_attention_cifar, 10, 92), functools.partial(get_resnet_cifar, 10, 20)]
 )

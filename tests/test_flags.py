@@ -20,7 +20,7 @@ from training.flags import (
     parse_arguments,
     training_parser,
 )
-from training.run.checkpoint import Checkpoints
+from training.run.checkpoint import Checkpoint, Checkpoints
 
 
 def parse(*argv):
@@ -225,6 +225,31 @@ def test_a_flag_lasts_or_may_change():
     flags = vars(training_parser("test", datasets=["cifar10"]).parse_args([]))
     lasting = {flag[2:].replace("-", "_") for flag, *_ in LASTING}
     assert lasting == flags.keys() - {*MAY_CHANGE, *NOT_SETTINGS}
+
+
+def test_a_run_on_other_data_is_not_the_newest_of_these_settings(saved, capsys):
+    own = parse("--seed", "1", "--data-dir", "flowers").settings
+    (*flags, _) = saved(own)
+    assert parse(*flags, "auto", "--data-dir", "birds").resumed is None
+    assert "has these settings: this is a new one" in capsys.readouterr().out
+    assert parse(*flags, "auto", "--data-dir", "flowers").resumed is not None
+
+
+def test_what_no_run_could_go_on_with_is_refused_when_it_begins(capsys):
+    with pytest.raises(SystemExit):
+        parse("--data-dir", "a\tb")
+    assert "--data-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("updates", [-11, 1.5, True, None, 2**60])
+def test_a_checkpoint_has_a_number_of_updates(saved, updates, tmp_path):
+    flags = saved(parse("--seed", "1").settings)
+    (path,) = Checkpoints(tmp_path / "params" / "run").paths()
+    checkpoint = Checkpoint(path)
+    facts = {**checkpoint.facts, "updates": updates}
+    Checkpoints(tmp_path / "params" / "run").save({"weight": np.ones(1, np.float32)}, facts, None)
+    with pytest.raises(UserError, match="says nothing one could go on from"):
+        parse(*flags)
 
 
 def test_another_recipe_than_the_runs_is_a_contradiction(saved, monkeypatch, capsys):

@@ -158,6 +158,7 @@ def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
         "[10:00:00] ../src/storage/./pooled_storage_manager.h:187: cudaMalloc retry failed: out of memory",
         "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory",
         "Failed to allocate CPU Memory",
+        "Check failed: [SetShapeType] Size of tensor you are trying to allocate is larger than 2^31 elements",
     ],
 )
 def test_used_up_memory_is_one_line_with_what_helps(message):

@@ -21,6 +21,7 @@ from training.network_file import (
     load_network,
     make_network,
     read_description,
+    read_parameters,
 )
 from training.run.exports import Exports
 
@@ -70,6 +71,15 @@ def test_a_network_is_what_the_flags_say(digits, family, unit):
         assert module.mask.attention is attentions["spatial"] and type(module.mask.hourglass) is LocalMask
         for part in (module.before, module.trunk, module.after, module.mask.hourglass.down):
             assert {type(block) for block in part} == {units[unit]}
+
+
+def test_bfloat16_numbers_are_refused(folder):
+    arrays = mx.nd.load(str(folder / "last.params"))
+    kind = np.dtype([("bfloat16", np.uint16)])
+    arrays["output.weight"] = mx.nd.amp_cast(arrays["output.weight"], dtype=kind)
+    mx.nd.save(str(folder / "last.params"), arrays)
+    with pytest.raises(UserError, match="cannot read .*last.params"):
+        read_parameters(folder / "last.params")
 
 
 def test_the_network_comes_back_with_its_parameters(written):

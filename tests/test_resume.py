@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -437,6 +438,58 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_goes_on_with_the_run(tm
     assert log.count("gradients overflowed at epoch 1/3, step 1/5: the scale of the loss is 32768 now") == 1
     checkpoint, _ = Checkpoints(tmp_path / "params" / "run").newest_whole()
     assert checkpoint.facts["loss_scale"] == [FIRST / 2, 3 * STEPS - 2]
+
+
+def stop_at_the_start(monkeypatch):
+    """A signal comes when a run has begun, or been restored, before its first step."""
+    start = Run.start
+
+    def then_told(self, *arguments):
+        start(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "start", then_told)
+
+
+def test_a_run_with_another_end_that_is_stopped_before_its_first_step_keeps_it(tmp_path, digits, monkeypatch):
+    train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    with monkeypatch.context() as patch:
+        stop_at_the_start(patch)
+        with pytest.raises(SystemExit):
+            train(tmp_path, digits, "--resume", "run", "--epochs", 4)
+    train(tmp_path, digits, "--resume", "run")
+    assert len((tmp_path / "text" / "run.csv").read_text().splitlines()) == 1 + 4
+
+
+def test_a_run_that_went_back_to_a_checkpoint_and_was_stopped_goes_on_from_that(tmp_path, digits, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run", interrupt=stop_at((1, 2)))
+    newest, before = Checkpoints(tmp_path / "params" / "run").paths()
+    with monkeypatch.context() as patch:
+        stop_at_the_start(patch)
+        with pytest.raises(SystemExit):
+            train(tmp_path, digits, "--resume", before)
+    capsys.readouterr()
+    train(tmp_path, digits, "--resume", "run")
+    assert "resumed at epoch 2/3, step 0/5" in capsys.readouterr().out
+    assert not newest.exists()
+
+
+def test_a_picture_that_has_no_room_costs_no_epoch(monkeypatch):
+    said = []
+
+    def no_room(*_):
+        raise mx.base.MXNetError("cudaMalloc failed: out of memory")
+
+    monkeypatch.setattr("training.attention_pictures.picture_of_batch", no_room)
+    run = SimpleNamespace(
+        _group=SimpleNamespace(is_main_process=True),
+        _validation=SimpleNamespace(epoch=lambda epoch: iter([(None,)]), dataset=None),
+        _options=SimpleNamespace(network=None),
+        _logger=SimpleNamespace(info=said.append),
+    )
+    Run._picture_attention(run, None, 1)
+    assert said == ["out of memory: no picture of the masks of this epoch"]
 
 
 def test_too_many_bad_losses_in_a_row_stop(tmp_path, digits, monkeypatch):

@@ -5,15 +5,18 @@ MXNet's own functions are counted, whoever calls them. What holds here holds on 
 
 import collections
 import ctypes
+import math
 from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
 import pytest
 
+from base.errors import UserError
 from data.mixup import Example
 from tests.test_loop import small_net
 from training.distributed import process_group
+from training.distributed.launcher import LaunchInfo
 from training.distributed.process_group import ProcessGroup, SingleProcess
 from training.learner import Learner
 
@@ -74,8 +77,17 @@ def test_a_worker_asks_for_the_gpu_of_its_number(engine, monkeypatch):
     asked = []
     monkeypatch.setattr(process_group, "contexts", lambda *count, **first: asked.append((count, first)) or [mx.cpu()])
     monkeypatch.setattr(engine, "local_rank", lambda: 3)
-    TwoWorkers()
+    assert TwoWorkers()._step_seconds == math.inf, "which only --sync-timeout ends"
     assert asked == [((0,), {"first": 3})]
+
+
+def test_workers_that_know_nothing_of_each_other_do_not_write_one_run(monkeypatch):
+    for info, words in ((LaunchInfo("horovod", 1, 1), "horovod"), (LaunchInfo("byteps", 0, 2), "byteps")):
+        monkeypatch.setattr(process_group, "launch_info", lambda info=info: info)
+        with pytest.raises(UserError, match=f"--sync none: several workers .*--sync {words}"):
+            process_group.start("none", 0)
+    monkeypatch.setattr(process_group, "launch_info", lambda: LaunchInfo("horovod", 0, 1))
+    assert process_group.start("none", 0).size == 1
 
 
 def steps(group, calls, count=3, optimizer="nag"):

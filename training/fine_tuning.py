@@ -58,7 +58,8 @@ class FineTuning:
             return
         freeze(net, self._part)
         parameters = net._collect_params_with_prefix()
-        if still := [name for name in anew if parameters[name].grad_req == "null" and parameters[name]._differentiable]:
+        frozen = {id(p) for piece in frozen_pieces(net, self._part) for p in piece.collect_params().values()}
+        if still := [name for name in anew if id(parameters[name]) in frozen]:
             raise UserError(f"--freeze {self._part}: {parts_of(still)} would stay untrained, as --init has nothing fit")
 
     def __call__(self):
@@ -147,9 +148,14 @@ def freeze(net, part):
         if isinstance(block, nn.BatchNorm):
             block._kwargs["use_global_stats"] = True
 
-    for piece in net.pieces()[: net.beginnings()[part]]:
+    for piece in frozen_pieces(net, part):
         piece.collect_params().setattr("grad_req", "null")
         piece.apply(keep_statistics)
+
+
+def frozen_pieces(net, part):
+    """The blocks that `freeze` keeps."""
+    return net.pieces()[: net.beginnings()[part]]
 
 
 def parts_of(names):

@@ -81,6 +81,8 @@ MAY_CHANGE = (
     "log_dir",
 )
 
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no saved setting has
+
 EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
 another worker); 3 the loss or the parameters are not finite; 129 stopped by SIGHUP; 130 by
 Ctrl-C; 143 by SIGTERM"""
@@ -445,6 +447,9 @@ def parse_arguments(parser, argv=None):
     if args.bfloat16 and args.num_gpus:
         parser.error("--bfloat16 is for the CPU, not for --num-gpus; --no-bfloat16 turns it off")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
+    for name, value in args.settings.items():
+        if isinstance(value, str) and CONTROLS.search(value):
+            parser.error(f"{_flag(name)} {value}: a control character, with which no run could go on")
     args.resumed, args.given = resumed, sorted(given)
     args.may_write_data = resumed is None or "data_dir" in given or args.data_dir == defaults["data_dir"]
     return args
@@ -482,7 +487,7 @@ def _resumed(parser, defaults, given):
         parser.error("--run-name is for new runs: --resume keeps the run's own")
     flags = {**defaults, **given}
     if flags["resume"] == "auto":
-        fixed = set(flags) - {*MAY_CHANGE, "resume", "run_name"} - ({"seed"} - set(given))
+        fixed = set(flags) - {*MAY_CHANGE, "resume", "run_name"} - ({"seed"} - set(given)) | {"data_dir"}
 
         def fits(checkpoint):
             saved = _saved(parser, defaults, checkpoint)
@@ -541,7 +546,7 @@ def _takes(action, value):
         typed = (action.type or str)(text)
     except (ValueError, RecursionError, argparse.ArgumentTypeError):
         return False
-    return typed == value and typed in (action.choices or [typed]) and not re.search(r"[\x00-\x1f\x7f-\x9f]", text)
+    return typed == value and typed in (action.choices or [typed]) and not CONTROLS.search(text)
 
 
 def _flag(name):

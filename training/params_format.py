@@ -15,7 +15,7 @@ __all__ = ["check_layout", "saved_in_memory"]
 LIST_MAGIC = 0x112
 ARRAY_MAGICS = (0xF993FAC9, 0xF993FACA)  # of MXNet's classic and of numpy's shapes; others are older than MXNet 1.0
 DENSE = 0
-SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1, 12: 2}  # bytes of a number by its type
+SIZES = {0: 4, 1: 8, 2: 2, 3: 1, 4: 4, 5: 1, 6: 8, 7: 1}  # bytes of a number by its type
 MOST_AXES = 32
 
 

@@ -7,6 +7,7 @@ make the same exchanges in the same order. In messages a process is a worker, as
 
 import concurrent.futures
 import importlib
+import math
 import os
 import sys
 import time
@@ -34,11 +35,16 @@ def start(engine, num_gpus, half=False, timeout=600):
     num_gpus, half, timeout
         Of `ProcessGroup`; a process alone may have more than one GPU.
 
-    Raises UserError where the engine is not installed or no launcher started this process.
+    Raises UserError where the engine is not installed or no launcher started this process, and where one started
+    several that are to know nothing of each other.
     """
     launch = launch_info()
     engine = engine or launch.engine
     if engine == "none":
+        if launch.rank > 0 or launch.local_size > 1:
+            raise UserError(
+                f"--sync none: several workers would write one run; --sync {launch.engine} keeps them in step"
+            )
         return SingleProcess(contexts(num_gpus))
     if engine != launch.engine:
         launcher = {"byteps": "scripts/launch.py", "horovod": "python3 -m scripts.horovodrun"}[engine]
@@ -170,7 +176,7 @@ class ProcessGroup(SingleProcess):
             self.gradient_dtype = "float16"
         self._waiting = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._arrays, self._over = {}, False
-        self._wished, self._step_seconds = None, 0.0
+        self._wished, self._step_seconds = None, math.inf  # how long the first step takes, nobody knows
         self._engine.init()
         self.rank, self.size = self._engine.rank(), self._engine.size()
         self.local_rank = self._engine.local_rank()

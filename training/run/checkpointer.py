@@ -62,7 +62,8 @@ class Checkpointer:
         if self._state.loss_scale and "loss_scale" in checkpoint.facts:
             self._state.loss_scale.restore(checkpoint.facts["loss_scale"])
         self._read(checkpoint, resumed.updates)
-        self._saved_at = self._now()
+        if not resumed.chosen and checkpoint.facts.get("settings") == self._facts["settings"]:
+            self._saved_at = self._now()  # else the next one goes on as this one does only by a checkpoint of its own
         if not self._group.is_main_process:
             progress.averages = Averages.of(progress.averages.sums())  # the main process has those of all
             return []

@@ -28,6 +28,8 @@ class Resumed:
     files : training.run.files.RunFiles
     checkpoint : training.run.checkpoint.Checkpoint
         Whole.
+    chosen : bool
+        Whether it was named; the run may have newer ones.
     damaged : list of str
         A line for each newer checkpoint that is not.
     updates : int
@@ -39,7 +41,7 @@ class Resumed:
     """
 
     def __init__(self, files, checkpoint_path=None):
-        self.files = files
+        self.files, self.chosen = files, checkpoint_path is not None
         if checkpoint_path is None:
             self.checkpoint, self.damaged = Checkpoints(files.params).newest_whole()
         else:
@@ -52,7 +54,9 @@ class Resumed:
         try:
             self._progress = facts["position"]
             TrainingProgress.from_json(self._progress, 1)
-            self.updates = int(facts["updates"])
+            self.updates = facts["updates"]
+            if type(self.updates) is not int or not 0 <= self.updates < 2**53:
+                raise ValueError("no number of updates")
             self.written = Written.from_json(facts)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.checkpoint.path} says nothing one could go on from: {error}") from None

@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import Optional
 
+from base.devices import is_out_of_memory
 from base.errors import Diverged, UserError, WorkerLost
 from base.output import lasting_output
 from base.runtime import thread_count
@@ -256,7 +257,13 @@ class Run:
         from training.attention_pictures import picture_of_batch
 
         batch, *_ = next(self._validation.epoch(0))
-        pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
+        try:
+            pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._logger.info("out of memory: no picture of the masks of this epoch")
+            return
         self._logger.picture("attention_masks", pixels, epoch)
 
     def on_training_end(self):
