@@ -34,12 +34,12 @@ def list_images(folder):
         if not classes:
             raise UserError(f"{folder} has no class folders (FOLDER/CLASS/IMAGE) in it")
         root = Path(folder).resolve()
-        barred = {_identity(path) for path in [root, *root.parents, *folders]}
+        above, own = ({_identity(path) for path in paths} for paths in ([root, *root.parents], folders))
         paths, labels = [], []
         for label, entry in enumerate(folders):
             if has_controls(os.fsencode(entry.name).decode("utf-8", "surrogateescape")):
                 raise UserError(f"the class folder {entry.path} has a control character in its name")
-            found = images_below(entry.path, barred)
+            found = images_below(entry.path, above | own - {_identity(entry)})
             if not found:
                 raise UserError(f"the class folder {entry.path} holds no image")
             paths += found
@@ -92,8 +92,7 @@ def images_below(folder, barred=()):
 
     Raises OSError, and UserError for a link that leads nowhere and an image that is no regular file.
     """
-    start = _identity(folder)
-    paths, left, seen = [], [(folder, start)], set(barred) - {start}
+    paths, left, seen = [], [(folder, _identity(folder))], set(barred)
     while left:
         parent, identity = left.pop()
         if identity in seen:

@@ -264,8 +264,9 @@ def start(command, environ):
 
 def wait(running, received):
     """Wait for all processes. Signals that arrive in ``received`` are passed on, from the third on as SIGKILL; when one
-    process has died, the others have `PATIENCE`; when one has ended by a signal that was passed on, `SAVING`."""
-    running, status, passed_on, deadline = dict(running), 0, [], math.inf
+    process has died, or has ended by a signal, the others have `PATIENCE`, and the first one in that case `SAVING`."""
+    running, status, passed_on, deadlines = dict(running), 0, [], dict.fromkeys(running, math.inf)
+    died = False
     while running:
         while received:
             passed_on.append(received.pop(0))
@@ -276,14 +277,18 @@ def wait(running, received):
             del running[name]
             ended = process.returncode if process.returncode >= 0 else 128 - process.returncode
             status = status or ended
-            if ended and deadline == math.inf:
-                told = ended - 128 in passed_on
-                if not told:
-                    say(name, process.returncode, others=bool(running))
-                    send(signal.SIGTERM, running.values())
-                deadline = time.monotonic() + (SAVING if told else PATIENCE)
-        if time.monotonic() > deadline:
-            send(signal.SIGKILL, running.values())
+            if not ended:
+                continue
+            told = ended - 128 in passed_on
+            if not told and not died:
+                died = True
+                say(name, process.returncode, others=bool(running))
+                send(signal.SIGTERM, running.values())
+            for other in running:
+                patience = SAVING if other == "0" and not died else PATIENCE
+                deadlines[other] = min(deadlines[other], time.monotonic() + patience)
+        late = [process for name, process in running.items() if time.monotonic() > deadlines[name]]
+        send(signal.SIGKILL, late)
         time.sleep(TICK)
     return status
 

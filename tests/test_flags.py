@@ -232,7 +232,7 @@ def test_a_run_on_other_data_is_not_the_newest_of_these_settings(saved, capsys):
     (*flags, _) = saved(own)
     assert parse(*flags, "auto", "--data-dir", "birds").resumed is None
     assert "has these settings: this is a new one" in capsys.readouterr().out
-    assert parse(*flags, "auto", "--data-dir", "flowers").resumed is not None
+    assert parse(*flags, "auto", "--data-dir", "./flowers/").resumed is not None
 
 
 def test_what_no_run_could_go_on_with_is_refused_when_it_begins(capsys):

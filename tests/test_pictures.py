@@ -91,11 +91,17 @@ def test_what_is_no_image_is_named_and_the_others_are_done(params, images, tmp_p
 
 def test_classes_of_other_names_are_refused(digits):
     letters = describe(digits._replace(class_names="abcdefghij"), "cifar", 56, "bottleneck")
-    for dataset, description in ((digits._replace(class_names="abcdefghik"), letters),):
-        with pytest.raises(UserError, match="k in the place of j"):
+    for dataset, description, words in (
+        (digits._replace(class_names="abcdefghik"), letters, "k in the place of j"),
+        (digits, letters, "0 in the place of a"),
+        (digits._replace(class_names="abcdefghij"), describe(digits, "cifar", 56, "bottleneck"), "a in the place of 0"),
+    ):
+        with pytest.raises(UserError, match=words):
             check_classes(dataset, description)
     check_classes(digits._replace(class_names="abcdefghij"), letters)
     check_classes(digits._replace(class_names=None), letters)  # whose names nobody knows
+    records = describe(digits._replace(name="imagenet", class_names=None), "cifar", 56, "bottleneck")
+    check_classes(digits._replace(name="imagenet", class_names="abcdefghij"), records)
 
 
 def test_a_folder_that_links_to_itself_is_read_once(tmp_path):

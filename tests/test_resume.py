@@ -420,11 +420,13 @@ def test_a_batch_with_a_bad_loss_can_be_left_out(tmp_path, digits, monkeypatch, 
 
 
 def test_classes_of_other_names_are_other_data(tmp_path, digits):
-    letters = digits._replace(class_names="abcdefghij")
+    letters = digits._replace(class_names=[*"abcdefghi", "\udcff"])
     with pytest.raises(SystemExit):
         train(tmp_path, letters, *FLAGS, "--run-name", "run", interrupt=stop_at((0, 1)))
-    with pytest.raises(UserError, match="class names"):
-        train(tmp_path, letters._replace(class_names="bacdefghij"), "--resume", "run")
+    with pytest.raises(UserError, match="classes of other names"):
+        train(tmp_path, letters._replace(class_names=[*"bacdefghi", "\udcff"]), "--resume", "run")
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    train(tmp_path / "copy", letters._replace(class_names=None), "--resume", "run", "--epochs", 1)  # nobody knows them
     train(tmp_path, letters, "--resume", "run", "--epochs", 1, "--mix-up-off-epochs", 0)
 
 

@@ -385,8 +385,8 @@ def _add_log_flags(parser):
         "--resume",
         metavar="RUN|PATH|auto",
         help="go on with a run: by its name, by its folder LOG_DIR/params/RUN or a checkpoint in that, or with the "
-        "newest of the same settings, if any. Flags that are not given are the run's own; these may change: "
-        + ", ".join(map(_flag, MAY_CHANGE)),
+        "newest of the same settings and --data-dir, if any. Flags that are not given are the run's own; these may "
+        "change: " + ", ".join(map(_flag, MAY_CHANGE)),
     )
 
 
@@ -448,7 +448,7 @@ def parse_arguments(parser, argv=None):
         parser.error("--bfloat16 is for the CPU, not for --num-gpus; --no-bfloat16 turns it off")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
     for name, value in args.settings.items():
-        if isinstance(value, str) and CONTROLS.search(value):
+        if isinstance(value, str) and CONTROLS.search(value) and not flags.get("eval_only"):
             parser.error(f"{_flag(name)} {value}: a control character, with which no run could go on")
     args.resumed, args.given = resumed, sorted(given)
     args.may_write_data = resumed is None or "data_dir" in given or args.data_dir == defaults["data_dir"]
@@ -487,11 +487,12 @@ def _resumed(parser, defaults, given):
         parser.error("--run-name is for new runs: --resume keeps the run's own")
     flags = {**defaults, **given}
     if flags["resume"] == "auto":
-        fixed = set(flags) - {*MAY_CHANGE, "resume", "run_name"} - ({"seed"} - set(given)) | {"data_dir"}
+        fixed = set(flags) - {*MAY_CHANGE, "resume", "run_name"} - ({"seed"} - set(given))
 
         def fits(checkpoint):
             saved = _saved(parser, defaults, checkpoint)
-            return all(saved[name] == flags[name] for name in fixed)
+            there, here = (Path(each["data_dir"]).resolve() for each in (saved, flags))
+            return there == here and all(saved[name] == flags[name] for name in fixed)
 
         flags["resume"] = find_newest(flags["log_dir"], fits)
         if flags["resume"] is None:

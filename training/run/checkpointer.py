@@ -39,7 +39,7 @@ class Checkpointer:
         self._files, self._state, self._progress, self._group = files, state, progress, group
         self._facts, self._period = facts, 60 * minutes
         self._checkpoints = Checkpoints(files.params) if group.is_main_process else None
-        self.path = self._saved_at = None  # _saved_at: the epoch and step of it
+        self.path = self._saved_at = self._restored_at = None  # the latter two: epoch and step
         self._when = time.monotonic()
 
     def restore(self, resumed):
@@ -50,20 +50,24 @@ class Checkpointer:
         Raises UserError where it does not fit the network or the images; nothing is touched then.
         """
         checkpoint, progress = resumed.checkpoint, self._progress
-        then, now = checkpoint.facts.get("data"), self._facts["data"]
-        if isinstance(then, dict):
-            now = {name: now[name] for name in now if name in then or name != "class names"}  # older ones lack them
+        then, now = checkpoint.facts.get("data"), dict(self._facts["data"])
+        then = dict(then) if isinstance(then, dict) else {}
+        names = then.pop("class names", None), now.pop("class names", None)  # which not all sets have
         if then != now:
             raise UserError(f"{checkpoint.path} was trained on {then}, and this is {now}")
-        steps = self._group.gather("progress", np.array([[progress.epoch, progress.step]]))
-        if (steps != steps[0]).any():
+        if None not in names and names[0] != names[1]:
+            raise UserError(f"{checkpoint.path} was trained on classes of other names than {now['name']} has now")
+        known = not resumed.chosen and checkpoint.facts.get("settings") == self._facts["settings"]
+        steps = self._group.gather("progress", np.array([[progress.epoch, progress.step, known]]))
+        if (steps[:, :2] != steps[0, :2]).any():
             raise UserError("the workers found different checkpoints: they need one --log-dir that all of them see")
         self._state.check(checkpoint.layout)
         if self._state.loss_scale and "loss_scale" in checkpoint.facts:
             self._state.loss_scale.restore(checkpoint.facts["loss_scale"])
         self._read(checkpoint, resumed.updates)
-        if not resumed.chosen and checkpoint.facts.get("settings") == self._facts["settings"]:
-            self._saved_at = self._now()  # else the next one goes on as this one does only by a checkpoint of its own
+        self._restored_at = self._now()
+        if steps[0, 2]:  # else a run goes on as this one does only by a checkpoint of its own
+            self._saved_at = self._now()
         if not self._group.is_main_process:
             progress.averages = Averages.of(progress.averages.sums())  # the main process has those of all
             return []
@@ -85,7 +89,7 @@ class Checkpointer:
 
     def save_alone(self):
         """`save` what the main process knows when the others do not answer: its own statistics and averages."""
-        if self._now() != self._saved_at:
+        if self._now() not in (self._saved_at, self._restored_at):
             self._write(self._state.own_statistics, self._progress.averages)
 
     @in_own_thread

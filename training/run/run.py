@@ -127,7 +127,9 @@ class Run:
         loader, self._validation = loaders
         dataset = loader.dataset
         data = {"name": dataset.name, "classes": dataset.classes, "images": loader.num_images}
-        data["class names"] = hashlib.sha256("\n".join(self._options.network.classes).encode()).hexdigest()[:16]
+        if dataset.class_names is not None:
+            names = "\n".join(self._options.network.classes).encode(errors="surrogateescape")
+            data["class names"] = hashlib.sha256(names).hexdigest()
         devices = {"workers": self._group.size, "devices": len(self._group.devices), "images": loader.batch_size}
         threads = thread_count() if self._group.devices[0].device_type == "cpu" else None
         facts = {"settings": self._settings, "data": data, "devices": devices, "threads": threads}
