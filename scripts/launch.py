@@ -60,7 +60,7 @@ SERVE = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); import byt
 MOST_GPUS = 1024  # of a machine
 
 PATIENCE = 8  # seconds in which the others may save a checkpoint when one has died
-SAVING = 600  # the same when all were told to stop: the main worker ends last, and its disk may be slow
+SAVING = 120  # the same for the first one, which saves, when all were told to stop: its disk may be slow
 TICK = 0.02  # seconds between looks at the processes
 
 SIOCGIFADDR = 0x8915  # Linux: the request for a network interface's address
