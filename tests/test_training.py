@@ -55,7 +55,7 @@ def test_weight_decay_and_last_gamma_are_what_the_flags_say(tmp_path, digits, fl
     """After a step of hardly any gradient, what decays is zero and all else is still what it began as."""
     process = train_on_digits(
         *(tmp_path, digits, "--epochs", 1, "--limit", 8, "--run-name", "decay", "--lr", "1e-9", "--wd", "1e9"),
-        *("--momentum", 0, "--optimizer", "sgd", *flags),
+        *("--momentum", 0, "--optimizer", "sgd", "--unit", "resnext", *flags),
     )
     assert process.returncode == 0, process.stderr
     saved = mx.nd.load(str(tmp_path / "params" / "decay" / "last.params"))
