@@ -261,13 +261,22 @@ def _is_current(folder, source):
 
 def _write_folder(folder, source, splits):
     names = sorted(f"{split}{suffix}" for split in splits for suffix in (".idx", ".rec"))
-    with replacement(folder, [*names, MANIFEST]) as new:
+    with replacement(folder, [*names, *_listed_files(folder), MANIFEST]) as new:
         for split, samples in splits.items():
             pairs, total = samples()
             write_records(new / f"{split}.rec", pairs, total)
         files = {name: file_digest(new / name) for name in names}
         manifest = {"format": FORMAT_VERSION, "source": source, "files": files}
         (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _listed_files(folder):
+    """The names of what a folder's manifest, of any version, says that it wrote; none where it is damaged."""
+    try:
+        with open_regular(folder / MANIFEST) as file:
+            return list(json.loads(file.read())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 @contextlib.contextmanager
