@@ -64,12 +64,8 @@ def channel_attention(F, x):
 
 def spatial_attention(F, x):
     """f3: normalization over the positions in each channel, and a sigmoid."""
-
-    def mean(values):  # by one axis after the other: float16's sums end at 65,504
-        return values.mean(axis=3, keepdims=True).mean(axis=2, keepdims=True)
-
-    centred = F.broadcast_sub(x, mean(x))
-    variance = mean(F.square(centred))
+    centred = F.broadcast_sub(x, x.mean(axis=(2, 3), keepdims=True))
+    variance = F.square(centred).mean(axis=(2, 3), keepdims=True)
     return F.sigmoid(F.broadcast_div(centred, F.sqrt(variance + 1e-5)))
 
 
