@@ -57,16 +57,22 @@ def mixed_attention(F, x):
     return F.Activation(x, act_type="sigmoid")
 
 
+def _eighth(x):
+    """What is then normalized: in float16 sums of its squares would pass the largest number; float32 keeps its bits."""
+    return x / 8
+
+
 def channel_attention(F, x):
     """f2: L2 normalization over the channels at each position, which takes the spatial information away."""
-    return F.L2Normalization(x, mode="channel")
+    return F.L2Normalization(_eighth(x), eps=1e-10 / 8**2, mode="channel")
 
 
 def spatial_attention(F, x):
     """f3: normalization over the positions in each channel, and a sigmoid."""
+    x = _eighth(x)
     centred = F.broadcast_sub(x, x.mean(axis=(2, 3), keepdims=True))
     variance = F.square(centred).mean(axis=(2, 3), keepdims=True)
-    return F.sigmoid(F.broadcast_div(centred, F.sqrt(variance + 1e-5)))
+    return F.sigmoid(F.broadcast_div(centred, F.sqrt(variance + 1e-5 / 8**2)))
 
 
 attentions = {"mixed": mixed_attention, "channel": channel_attention, "spatial": spatial_attention}

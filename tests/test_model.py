@@ -448,6 +448,15 @@ def test_attention_functions_are_those_of_section_3_3():
         np.testing.assert_allclose(found[name], values, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", attentions)
+def test_attention_functions_hold_in_half_precision(name):
+    """A sum of squares over 56x56 positions or 2,048 channels would pass float16's largest number."""
+    x = mx.nd.random.normal(3, 12, shape=(1, 2048, 8, 8) if name == "channel" else (1, 8, 56, 56), ctx=mx.cpu())
+    half, single = attentions[name](mx.nd, x.astype("float16")), attentions[name](mx.nd, x)
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half.asnumpy(), single.asnumpy(), atol=5e-3)
+
+
 def test_learnings_join_mask_and_trunk_as_equations_1_and_3():
     assert learnings["residual"](0.25, 8.0) == 10 and learnings["naive"](0.25, 8.0) == 2
 

@@ -22,7 +22,7 @@ from training.flat_arrays import FlatTrainer
 
 __all__ = ["BytePSGroup", "HorovodGroup", "SingleProcess", "start"]
 
-GRACE = 4  # seconds that a worker told to stop goes on waiting for the others; launchers kill it after 5 or 10
+GRACE = 3  # seconds that a worker told to stop goes on waiting for the others; horovodrun by itself kills it after 5
 
 
 def start(engine, num_gpus, half=False, timeout=600):
