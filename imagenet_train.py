@@ -74,8 +74,8 @@ def main():
     threads = choose_threads(args.num_gpus, args.resumed)
     prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads, bfloat16=args.bfloat16)  # everything below imports MXNet
     from model import AttentionNet
-    from training.commands import evaluate, join_group, load_for_evaluation, make_net, network_fields, train
-    from training.network_file import check_depth, describe
+    from training.commands import evaluate, join_group, load_for_evaluation, train_network
+    from training.network_file import check_depth
 
     if not args.eval_only:
         check_depth("imagenet", args.num_layers)
@@ -87,9 +87,7 @@ def main():
         if trained:
             evaluate(*trained, dataset, group, args)
         else:
-            description = describe(dataset, "imagenet", args.num_layers, **network_fields(args))
-            new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
-            train(new_net, description, dataset, group, args)
+            train_network("imagenet", dataset, group, args)
 
 
 def open_photographs(args):

@@ -10,7 +10,7 @@ import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "free_name", "fsync", "open_regular", "write_whole", "writing"]
+__all__ = ["append", "file_digest", "free_name", "fsync", "open_regular", "reading", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -20,6 +20,15 @@ def writing(path):
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def reading(path):
+    """What cannot be read inside becomes a `UserError` that names the file of the error, or else ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
 
 
 def append(path, data):

@@ -125,8 +125,8 @@ class ColourJitter:
     mean : 3 floats
         Of the data set.
     jitter : float
-        Brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter, each by its own number
-        (arXiv 1812.01187, section 2.1); 0 is none of it.
+        Brightness, contrast and saturation are multiplied by 1 - jitter to 1 + jitter, each by its own number, as
+        GluonCV does it; arXiv 1812.01187, section 2.1, names the hue instead of the contrast. 0 is none of it.
     lighting : float
         Standard deviation of the steps along the principal axes of ImageNet's colours (Krizhevsky et al., 2012).
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import UserError
-from base.files import file_digest
+from base.files import file_digest, reading
 from data.dataset import Dataset
 from data.download import download, unpack
 from data.records import Unwritten, ensure_records, locked
@@ -78,10 +78,8 @@ def open_cifar(name, data_dir, may_write=True):
     folder = data_dir / archive.folder
     _ensure_binary_files(name, archive, data_dir, may_write)
     files = {file: folder / file for file in archive.train + archive.test}
-    try:
+    with reading(folder):
         source = {"sha256": {file: file_digest(path) for file, path in files.items()}}
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
 
     def split(names):
         images, labels = zip(*(read_rows(files[file], archive) for file in names))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import UserError
+from base.files import reading
 from base.text import has_controls, one_line
 
 __all__ = ["FolderImages", "images_below", "list_images"]
@@ -24,7 +25,7 @@ def list_images(folder):
     Raises UserError where there is no class, an image outside all classes, a class without an image or with a name of
     several lines, a link that leads nowhere, or an image that is no regular file.
     """
-    try:
+    with reading(folder):
         folders, files = _entries(folder)
         folders = [entry for entry in folders if not entry.name.startswith(".")]
         classes = [entry.name for entry in folders]
@@ -44,8 +45,6 @@ def list_images(folder):
                 raise UserError(f"the class folder {entry.path} holds no image")
             paths += found
             labels += [label] * len(found)
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
     return classes, paths, labels
 
 

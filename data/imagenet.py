@@ -8,6 +8,7 @@ which names every image that was converted or skipped.
 """
 
 import argparse
+import gc
 import io
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from base.errors import UserError, run_command
-from base.files import open_regular
+from base.files import open_regular, reading
 from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
 from base.processes import die_with
 from base.text import one_line
@@ -97,13 +98,12 @@ def open_imagenet(data_dir, classes=None, *, size=224, crop_ratio=0.875, jitter=
 
 def _listed_classes(path):
     """The classes that a list of them names, or None where there is no list."""
-    try:
-        with open_regular(path) as file:
-            names = file.read().decode(**TEXT).splitlines()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    with reading(path):
+        try:
+            with open_regular(path) as file:
+                names = file.read().decode(**TEXT).splitlines()
+        except FileNotFoundError:
+            return None
     if not all(names or [""]):
         raise UserError(f"{path} is empty, or a line of it is: it names the classes, one a line")
     return names
@@ -301,6 +301,7 @@ def _follow_parent(parent):
     """Leave Ctrl-C, SIGTERM and SIGHUP to process number ``parent``, and die when it dies."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # collecting a DALI pipeline of the parent would end this process, which lacks its threads
     die_with(parent)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from base.errors import UserError
-from base.files import file_digest, open_regular
+from base.files import file_digest, open_regular, reading
 from base.text import one_line
 
 __all__ = [
@@ -163,10 +163,8 @@ class Records:
 
     def _read(self, offset, size):
         """Bytes of the file, fewer only where it ends."""
-        try:
+        with reading(self.path):
             content = os.pread(self._file.fileno(), size, offset)
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}") from None
         if len(content) < FRAME.size + HEADER.size:
             raise UserError(f"{self.path} ends inside the record at byte {offset}: it was cut short")
         return content

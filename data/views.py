@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from base.errors import UserError
+from base.files import open_regular, reading
 from data.folders import images_below
 from data.images import FORMATS, opened, upright_rgb
 
@@ -22,10 +23,8 @@ def list_pictures(paths):
         if not os.path.isdir(path):
             found.append(path)
             continue
-        try:
+        with reading(path):
             below = images_below(path)
-        except OSError as error:
-            raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
         if not below:
             raise UserError(f"the folder {path} holds no image")
         found += below
@@ -46,9 +45,7 @@ def read_view(path, size, crop_ratio):
     Raises ValueError, with the reason in one line, for what cannot be read or is no image.
     """
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-            raise ValueError("no regular file")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             content = file.read()
     except (OSError, MemoryError) as error:
         raise ValueError(getattr(error, "strerror", None) or "too large for the memory") from None

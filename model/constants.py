@@ -8,6 +8,7 @@ is saved of them, stay what they are.
 import mxnet as mx
 from mxnet import autograd
 
+from model.extension import descendants, extend
 from model.upsample import Upsample
 
 __all__ = ["keep_matrices"]
@@ -20,7 +21,7 @@ def keep_matrices(net):
     blocks = interpolations(net)
     if blocks:
         net.matrices = Matrices(net, blocks)
-        net.__class__ = type(KeptMatrices.__name__, (KeptMatrices, type(net)), {})
+        extend(net, {type(net): KeptMatrices}, lambda block: block is net)
 
 
 class KeptMatrices:
@@ -96,9 +97,7 @@ class Given:
 
 def interpolations(net):
     """All `Upsample` blocks of a network."""
-    found = []
-    net.apply(lambda block: found.append(block) if isinstance(block, Upsample) else None)
-    return found
+    return [block for block in descendants(net) if isinstance(block, Upsample)]
 
 
 def traced_inputs(net, blocks):

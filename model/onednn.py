@@ -15,14 +15,12 @@ from mxnet.gluon import nn
 
 from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
-from model.bfloat16 import compute_in_bfloat16, outside_squeeze_excitation, works_in_blocks
+from model.bfloat16 import BLOCK, compute_in_bfloat16, outside_squeeze_excitation, works_in_blocks
 from model.extension import descendants, extend
 from model.units import NormReLU, SqueezeExcitation
 from model.upsample import Upsample
 
 __all__ = ["forget_graph", "hybridize"]
-
-BLOCK = 16  # channels
 
 
 def hybridize(net, static=True, inference=False, bfloat16=False):

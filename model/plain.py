@@ -1,6 +1,7 @@
 """The straightforward form of the networks, which the faster ones are measured and tested against."""
 
 from model.attention import SoftMask, mixed_attention
+from model.extension import extend
 from model.upsample import Upsample
 
 __all__ = ["make_plain"]
@@ -24,9 +25,5 @@ class PlainSoftMask(SoftMask):
 
 def make_plain(net):
     """Give a network that has not run yet the straightforward operators. Returns it."""
-    plain = {Upsample: PlainUpsample, SoftMask: PlainSoftMask}
-
-    def replace(block):
-        block.__class__ = plain.get(type(block), type(block))
-
-    return net.apply(replace)
+    extend(net, {Upsample: PlainUpsample, SoftMask: PlainSoftMask})
+    return net

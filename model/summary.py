@@ -128,12 +128,13 @@ def table(net, input_shape):
 
 
 def main():
+    depths = ", ".join(map(str, attention_net_spec))
     parser = OneLineParser(
         prog="python -m model.summary",
         description="Print a network's layers, output shapes, parameters and multiply-adds.",
         formatter_class=HelpFormatter,
     )
-    parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
+    parser.add_argument("--num-layers", type=positive_int, default=56, help=f"depth: {depths}")
     parser.add_argument("--cifar", action="store_true", help="the network for 32x32 images")
     parser.add_argument("--unit", choices=list(units), default="bottleneck", help="residual unit")
     parser.add_argument("--input-size", type=positive_int, help="height and width (default: 224, and 32 with --cifar)")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scr
 from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, batch_size, positive_int
 from base.runtime import prepare_mxnet
+from training.flags import DEPTH_HELP
 
 # Input size by default, and what others must be multiples of and at least.
 SIZES = {"cifar": (32, 8, 16), "imagenet": (224, 32, 64)}
@@ -27,7 +28,7 @@ FORMS = {
 def parse_arguments():
     parser = OneLineParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--net", choices=list(SIZES), default="cifar", help="family of the network")
-    parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
+    parser.add_argument("--num-layers", type=positive_int, default=56, help=DEPTH_HELP)
     parser.add_argument("--batch-size", "-b", type=batch_size, default=64, help="images a step")
     parser.add_argument("--input-size", type=positive_int, help="pixels (default: 32 for cifar, 224 for imagenet)")
     parser.add_argument("--rounds", type=positive_int, default=5, help="measurements of each thing, taken in turns")

@@ -13,7 +13,7 @@ from base.errors import UserError, run_command
 from base.flags import HelpFormatter, OneLineParser, batch_size, non_negative_int, positive_int
 from base.runtime import prepare_mxnet
 from scripts.benchmark import SIZES
-from training.flags import training_parser
+from training.flags import DEPTH_HELP, training_parser
 
 
 def parse_arguments():
@@ -24,7 +24,7 @@ def parse_arguments():
     parser.add_argument(
         "--family", dest="net", choices=nets, default="cifar", help="of networks; small: three convolutions"
     )
-    parser.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
+    parser.add_argument("--num-layers", type=positive_int, default=56, help=DEPTH_HELP)
     parser.add_argument("--num-gpus", type=non_negative_int, default=0, help="GPUs of each worker; 0 is the CPU")
     parser.add_argument("--batch-size", "-b", type=batch_size, default=16, help="images a step, for each device")
     parser.add_argument("--steps", type=positive_int, default=5, help="measurements of each thing, taken in turns")

@@ -163,7 +163,7 @@ def main():
         print_plan(trials, place, jobs)
         return
     with StoppableTrainings() as trainings:
-        diverged = train_all(trials, place, jobs, args.num_gpus > 0, trainings)
+        diverged = train_all(trials, place, args.log_dir, jobs, args.num_gpus > 0, trainings)
     report(results_name(args.name, args.scale, args.bfloat16), args.scale, trials, diverged, args.log_dir)
 
 
@@ -261,7 +261,7 @@ class StoppableTrainings:
             self._running.discard(process)
 
 
-def train_all(trials, place, jobs, on_gpus, trainings):
+def train_all(trials, place, log_dir, jobs, on_gpus, trainings):
     """Train what is not finished yet, ``jobs`` at a time. Returns the list of `Trial`s whose loss is not finite.
 
     Raises UserError where a training fails, and SystemExit when a signal has stopped them.
@@ -270,7 +270,7 @@ def train_all(trials, place, jobs, on_gpus, trainings):
     threads = {"OMP_NUM_THREADS": str(max(1, real_core_count() // jobs))}
     for name in visible_gpus(jobs) if on_gpus else range(jobs):
         environments.put({**threads, **os.environ, **({"CUDA_VISIBLE_DEVICES": str(name)} if on_gpus else {})})
-    log_dir, failures, diverged = Path(place[place.index("--log-dir") + 1]), [], []
+    failures, diverged = [], []
 
     def train(trial):
         if trainings.stopped or failures or finished(trial.run, trial.epochs, log_dir):
@@ -422,12 +422,10 @@ def error_table(errors, diverged):
 def draw_errors(errors, title, path, with_paper):
     """Draw {Variant: test errors} with their means and standard deviations, and with the paper's where told to."""
     # imported late: it takes a second
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(2 + 1.2 * len(errors), 4.2), constrained_layout=True)
+    figure = Figure(figsize=(2 + 1.2 * len(errors), 4.2), layout="constrained")
+    axes = figure.subplots()
     for place, values in enumerate(errors.values()):
         axes.plot(
             [place + 0.12] * len(values), values, "o", color="grey", markersize=4, label="a run" if not place else ""
@@ -444,7 +442,6 @@ def draw_errors(errors, title, path, with_paper):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -10,24 +10,21 @@ import sys
 from itertools import cycle
 from pathlib import Path
 
-import matplotlib
 import pandas
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from base.errors import UserError, run_command
 from base.files import open_regular
 from base.flags import OneLineParser
 from base.text import one_line
-
-matplotlib.use("Agg")  # no display needed
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from training.run.files import NO_CURVES
 
 CURVES = {
     "accuracy": {"train_metric": "training", "val_accuracy": "validation"},
     "loss": {"train_loss": "training", "val_loss": "validation"},
 }
 AVERAGED = {"accuracy": "val_ema_accuracy", "loss": "val_ema_loss"}  # what runs with --ema have besides
-NO_CURVES = ("epoch", "seconds")
 BEST = {"loss": "idxmin", "accuracy": "idxmax", "metric": "idxmax", "top5": "idxmax"}  # by the end of a figure's name
 # Okabe and Ito's, which colour-blind readers tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,7 +43,8 @@ def plot_curves(path, folder):
     for name, lines in CURVES.items():
         if AVERAGED[name] in table:
             lines = {**lines, AVERAGED[name]: "validation, average of the weights"}
-        figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
         for column, label in lines.items():
             axes.plot(table["epoch"], table[column], marker="o" if len(table) < FEW_EPOCHS else None, label=label)
         validated = list(lines)[-1]  # by which a run's best epoch is chosen
@@ -72,7 +70,8 @@ def plot_runs(runs, folder):
     figures = dict.fromkeys(column for table in runs.values() for column in table if column not in NO_CURVES)
     pictures = []
     for name in figures:
-        figure, axes = plt.subplots(figsize=(8, 5), constrained_layout=True)
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
         looks = zip(cycle(COLOURS), cycle([line for line in LINES for _ in COLOURS]))
         for (label, table), (colour, line) in zip(runs.items(), looks):
             if name in table and table[name].notna().any():
@@ -107,7 +106,6 @@ def finish(figure, axes, name, path):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path
 
 

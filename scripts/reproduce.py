@@ -1,7 +1,8 @@
 """Train a row of the published tricks table: python -m scripts.reproduce --row 11 --num-gpus 8
 
 The rows are those of scripts/published_tricks.csv, whose first lines name the source. Its rates were divided by the
-number of its workers, 8, once more than gradients are here: a command has the rate as it took effect.
+number of its workers, 8, once more than gradients are here: a command has the rate as it took effect. Its weight decay
+was not divided: beside an eighth of the rate it acted as 8 times the decay.
 """
 
 import csv
@@ -18,6 +19,7 @@ from scripts.experiments import ROOT, ended_well, finished
 PUBLISHED = Path(__file__).with_name("published_tricks.csv")
 WORKERS = 8  # of the published runs
 EPOCHS = 200  # of the same
+WD = 1e-4  # of the same
 
 Row = namedtuple("Row", ["layers", "batch_size", "lr", "warmup", "mix_up", "alpha", "epsilon", "max_accuracy"])
 Row.__doc__ = """A published run.
@@ -134,6 +136,7 @@ def row_flags(row, scale, num_gpus):
         "batch-size": batch,
         "accumulate": batches,
         "lr": f"{row.lr / WORKERS:g}",
+        "wd": f"{WD * WORKERS:g}",
         "lr-mode": "cosine",
         "warmup-epochs": f"{row.warmup * scale.epochs / EPOCHS:g}",
         "mix-up": int(row.mix_up),

@@ -56,12 +56,10 @@ def mean_signal(get_net, learning, count, seeds):
 
 def draw(signals, path):
     """Draw {way of learning: means}."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for (learning, means), marker in zip(signals.items(), "os"):
         axes.plot(range(1, len(means) + 1), means, marker=marker, label=f"{learning} attention learning")
     axes.set(xlabel="attention modules in each stage", ylabel="mean of the last features", ylim=(0, None))
@@ -72,7 +70,6 @@ def draw(signals, path):
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_what_is_finished_is_not_trained_again_and_what_fails_is_named(tmp_path)
 
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
     with pytest.raises(UserError, match="run-3 ended with status 2: error: no luck"):
-        train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
+        train_all(trials, place, tmp_path, 1, False, SimpleNamespace(run=run, stopped=None))
     assert commands == [["--resume", "run-2"], ["--run-name", "run-3"]]
 
 
@@ -131,7 +131,7 @@ def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, cap
         return 3 if command[3] == "run-2" else 0
 
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
-    diverged = train_all(trials, place, 1, False, SimpleNamespace(run=run, stopped=None))
+    diverged = train_all(trials, place, tmp_path, 1, False, SimpleNamespace(run=run, stopped=None))
     assert diverged == trials[1:2] and "run-2: its numbers are not finite any more" in capsys.readouterr().out
     (tmp_path / "text" / "run-2.log").write_text("no end\n")
     found = [finished(trial.run, 2, tmp_path) is not None for trial in trials]
@@ -163,7 +163,7 @@ def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys)
 
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
     with pytest.raises(OSError, match="no memory"):
-        train_all(trials, place, 2, False, SimpleNamespace(run=run, stopped=None))
+        train_all(trials, place, tmp_path, 2, False, SimpleNamespace(run=run, stopped=None))
     assert "no memory; those that run beside it are waited for" in capsys.readouterr().err
     assert sorted(begun) == ["run-1", "run-2"]
 

@@ -12,6 +12,7 @@ from data.datasets import photographs, small_images
 from tests.conftest import ROOT
 from training.flags import (
     ATTENTIONS,
+    DEPTHS,
     LEARNINGS,
     MASKS,
     MAY_CHANGE,
@@ -48,8 +49,10 @@ def test_a_seed_is_drawn_where_none_is_given():
 
 
 def test_a_unit_has_its_own_name_and_its_network_s():
+    from model.attention_net import attention_net_spec
     from model.units import units
 
+    assert tuple(attention_net_spec) == DEPTHS
     assert {name: unit.network for name, unit in units.items()} == UNITS
     for unit, network in UNITS.items():
         assert {parse(flag, name).unit for flag in ("--unit", "--model") for name in (unit, network)} == {unit}
@@ -83,6 +86,8 @@ BAD_FLAGS = [
     ["--batch", "8"],
     ["--cutout", "-1"],
     ["--cutout", "8", "--random-erasing", "0.5"],
+    ["--mix-up", "1", "--epochs", "8", "--mix-up-off-epochs", "8"],
+    ["--cutmix", "1", "--epochs", "8", "--mix-up-off-epochs", "9"],
     ["--random-erasing", "1.5"],
     ["--label-noise", "1"],
     ["--cutmix", "-1"],
@@ -148,7 +153,7 @@ def test_help_shows_the_defaults_of_a_recipe():
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     shown = " ".join(shown.split())
     assert "passes over the training images (default: 220)" in shown
-    assert "0 is none (default: 16)" in shown, "cutout"
+    assert "probability P; 0 is none (default: 0.5)" in shown
     assert "gammas and betas (default: on)" in shown
 
 
@@ -337,11 +342,14 @@ def test_recipes_of_the_small_images_are_the_published_ones(monkeypatch):
     }
     assert (original.lr, original.lr_steps, original.mix_up, original.no_wd) == (0.1, [80, 120], 0, False)
     assert tricks.lr * 8 * tricks.batch_size / tricks.lr_per == 0.2  # the published run's, as it took effect
+    assert tricks.wd == 0.0008
     assert (tricks.mix_up, tricks.warmup_epochs, tricks.lr_mode) == (1, 10, "cosine")
     assert best.lr * 256 / best.lr_per == 0.4
-    assert (best.cutout, best.no_wd, best.epochs - best.mix_up_off_epochs) == (16, True, 200)
-    assert parsed("--recipe", "best", "--cutout", "0", "--random-erasing", "0.5").random_erasing == 0.5
-    assert (parsed("--recipe", "best", "--epochs", "10").epochs, best.settings["recipe"]) == (10, "best")
+    assert (best.random_erasing, best.no_wd, best.epochs - best.mix_up_off_epochs) == (0.5, True, 200)
+    erasing = {value: parsed("--recipe", "best", "--cutout", value) for value in ("0", "16")}
+    assert [(args.cutout, args.random_erasing) for args in erasing.values()] == [(0, 0.5), (16, None)]
+    assert parsed("--recipe", "best", "--cutout", "16", "--random-erasing", "0").cutout == 16
+    assert (parsed("--recipe", "best", "--epochs", "30").epochs, best.settings["recipe"]) == (30, "best")
 
 
 def test_the_variants_are_those_of_the_attention_modules():

@@ -512,7 +512,7 @@ def script(tmp_path, environ, monkeypatch):
 
 RECIPE = (
     ".venv/bin/python cifar10_train.py --num-layers 56 --num-gpus 1 --workers 2 --batch-size 128 --epochs 200 "
-    "--lr 0.2 --lr-mode cosine --warmup-epochs 10 --mix-up 1 --alpha 1.0"
+    "--lr 0.2 --wd 0.0008 --lr-mode cosine --warmup-epochs 10 --mix-up 1 --alpha 1.0"
 )
 
 

@@ -57,7 +57,8 @@ def test_a_dry_run_prints_the_command_alone(tmp_path):
     interpreter, script, name, run, *flags = shlex.split(line)
     assert (interpreter, script, name, run) == ("python3", "cifar10_train.py", "--run-name", "tricks-full-11")
     args = training_flags(flags)
-    assert (args.lr, args.accumulate, args.num_gpus, args.log_dir) == (0.2, 2, 4, str(tmp_path))
+    assert (args.lr, args.wd, args.accumulate, args.num_gpus) == (0.2, 0.0008, 2, 4)
+    assert args.log_dir == str(tmp_path)
     (tmp_path / "params" / run / "checkpoint-000002").mkdir(parents=True)
     process = command("--row", 11, "--num-gpus", 4, "--dry-run", "--log-dir", tmp_path)
     assert f"--resume {run} " in process.stdout

@@ -65,6 +65,19 @@ def test_a_sum_of_gradients_is_divided_once_by_all_images(half):
     assert eight.sent == [("gradient_0", np.float16 if half else np.float32)]
 
 
+def test_a_decay_beside_a_divided_gradient_is_a_larger_one():
+    """Those figures' decay was not divided with their gradients: lr 1.6 and wd 0.0001 acted as 0.2 and 0.0008."""
+    weights = []
+    for divisor, lr, wd in ((8, 1.6, 1e-4), (1, 0.2, 8e-4)):
+        optimizer = mx.optimizer.create("nag", learning_rate=lr, momentum=0.9, wd=wd, rescale_grad=1 / divisor)
+        weight = mx.nd.array([3.0, -2.0])
+        state = optimizer.create_state(0, weight)
+        for _ in range(20):
+            optimizer.update(0, weight, mx.nd.sin(weight), state)
+        weights.append(weight.asnumpy())
+    np.testing.assert_allclose(*weights, rtol=1e-5)
+
+
 def test_one_process_is_a_worker_too():
     alone = SingleProcess([mx.cpu()])
     assert alone.sum("name", [1, 2.5]).tolist() == [1, 2.5]

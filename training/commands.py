@@ -1,6 +1,7 @@
 """What every training script does with its flags."""
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 
@@ -21,14 +22,23 @@ from training.fine_tuning import FineTuning
 from training.flags import NETWORKS, RESNET
 from training.learner import Learner, LearnerOptions, mirror_averaged, stored, validate
 from training.loop import fit
-from training.network_file import NETWORK_FILE, load_network, make_network
+from training.network_file import NETWORK_FILE, describe, load_network, make_network
 from training.optimizers import optimizer_options
 from training.prediction import check_classes
 from training.run.progress_bar import ProgressBar
 from training.run.run import Run, RunOptions
 from training.schedule import Falls, learning_rates
 
-__all__ = ["evaluate", "join_group", "load_for_evaluation", "make_loader", "make_net", "network_fields", "train"]
+__all__ = [
+    "evaluate",
+    "join_group",
+    "load_for_evaluation",
+    "make_loader",
+    "make_net",
+    "network_fields",
+    "train",
+    "train_network",
+]
 
 
 @contextlib.contextmanager
@@ -98,13 +108,20 @@ def make_loader(dataset, split, group, args):
     )
 
 
-def train(make_net, description, dataset, group, args):
+def train_network(family, dataset, group, args):
+    """`train` the network that the flags describe, of a family of `training.network_file.FAMILIES`."""
+    description = describe(dataset, family, args.num_layers, **network_fields(args))
+    new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
+    train(new_net, description, dataset, group, args)
+
+
+def train(new_net, description, dataset, group, args):
     """Train a network on a data set as the flags say.
 
     Parameters
     ----------
-    make_net : callable
-        Returns the network, new and uninitialized.
+    new_net : callable
+        Returns the network, uninitialized.
     description : training.network_file.NetworkDescription
         Of that network.
     dataset : data.dataset.Dataset
@@ -129,8 +146,8 @@ def train(make_net, description, dataset, group, args):
         epsilon=args.epsilon,
         seed=args.seed,
     )
-    make_net = FineTuning(make_net, None if args.resumed else args.init, args.freeze, description.classes)
-    options = run_options(description, dataset.name, make_net.summary, args)
+    new_net = FineTuning(new_net, None if args.resumed else args.init, args.freeze, description.classes)
+    options = run_options(description, dataset.name, new_net.summary, args)
     with Run(options, group, steps, args.settings, args.resumed) as run:
         if run.finished:
             if group.is_main_process:
@@ -139,7 +156,7 @@ def train(make_net, description, dataset, group, args):
         learner_options = LearnerOptions(
             precision(args), args.memory_saving, args.accumulate, args.clip_grad, args.ema, args.tta
         )
-        learner = Learner(make_net, group, optimizer_options(args), args.seed, learner_options)
+        learner = Learner(new_net, group, optimizer_options(args), args.seed, learner_options)
         lr = args.lr * loaders[0].batch_size / args.lr_per if args.lr_per else args.lr
         falls = Falls(args.lr_steps, args.lr_factor)
         rates = learning_rates(args.lr_mode, lr, args.epochs, steps, args.warmup_epochs, falls)
@@ -169,7 +186,7 @@ def make_erasing(cutout, probability, size):
     Raises UserError for a square that leaves nothing.
     """
     if not cutout:
-        return None if probability is None else RandomErasing(probability, size)
+        return RandomErasing(probability, size) if probability else None
     if cutout >= size:
         raise UserError(f"--cutout {cutout} leaves nothing of images of {size}x{size}")
     return Cutout(cutout, size)

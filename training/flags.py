@@ -13,6 +13,7 @@ from base.flags import (
     HelpFormatter,
     OneLineParser,
     batch_size,
+    bounded_float,
     bounded_int,
     file_name,
     fraction,
@@ -30,6 +31,8 @@ from training.run.files import DEFAULT_LOG_DIR
 from training.trained import params_path
 
 __all__ = [
+    "DEPTHS",
+    "DEPTH_HELP",
     "RESNET",
     "UNITS",
     "add_evaluation_flags",
@@ -38,6 +41,10 @@ __all__ = [
     "residual_unit",
     "training_parser",
 ]
+
+# The attention networks' depths, as `model.attention_net.attention_net_spec` has them with their modules.
+DEPTHS = (56, 92, 128, 164, 236, 452)
+DEPTH_HELP = f"depth: {', '.join(map(str, DEPTHS[:-1]))} or {DEPTHS[-1]}"
 
 # Residual units by name, with what a network of them is called, as `model.units.units` has them with their classes,
 # which import MXNet.
@@ -155,9 +162,9 @@ def _add_data_flags(parser, datasets):
     )
     group.add_argument(
         "--random-erasing",
-        type=positive_fraction,
+        type=bounded_float(0, 1),
         metavar="P",
-        help="hide a random rectangle of a training image with the probability P",
+        help="hide a random rectangle of a training image with the probability P; 0 is none",
     )
     group.add_argument(
         "--label-noise",
@@ -170,7 +177,7 @@ def _add_data_flags(parser, datasets):
 
 def _add_network_flags(parser):
     group = parser.add_argument_group("network and devices")
-    group.add_argument("--num-layers", type=positive_int, default=56, help="depth: 56, 92, 128, 164, 236 or 452")
+    group.add_argument("--num-layers", type=positive_int, default=56, help=DEPTH_HELP)
     group.add_argument(
         "--unit",
         "--model",
@@ -430,6 +437,8 @@ def parse_arguments(parser, argv=None):
     flags, resumed = {**defaults, **given}, None
     if flags["resume"] is not None:
         flags, resumed = _resumed(parser, defaults, given)
+    elif given.get("cutout") and "random_erasing" not in given:
+        flags["random_erasing"] = None  # the recipe's
     if flags["seed"] is None:
         flags["seed"] = secrets.randbelow(2**31)
     args = argparse.Namespace(**flags)
@@ -438,8 +447,10 @@ def parse_arguments(parser, argv=None):
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     _check_network(parser, args)
-    if args.cutout and args.random_erasing is not None:
-        parser.error("--cutout and --random-erasing: choose one; --cutout 0 is none, whatever --recipe says")
+    if (args.mix_up or args.cutmix) and args.mix_up_off_epochs >= args.epochs:
+        parser.error(f"--mix-up-off-epochs {args.mix_up_off_epochs} leaves nothing of --epochs {args.epochs}")
+    if args.cutout and args.random_erasing:
+        parser.error("--cutout and --random-erasing: choose one")
     if args.freeze is not None and args.init is None:
         parser.error("--freeze needs --init: a part that never learned anything would stay so")
     if args.float16 and args.num_gpus == 0:

@@ -363,7 +363,7 @@ def describe(shares):
 def mirror_averaged(net):
     """A function of images (N, 3, H, W) that gives the mean of a network's logits of them and of their mirror images.
 
-    Test-time augmentation in its simplest form, as Krizhevsky et al. (2012, section 4.1) have it beside crops.
+    Test-time augmentation in its simplest form; Krizhevsky et al. (2012, section 4.1) average probabilities instead.
     """
     return lambda images: (net(images) + net(images.flip(axis=3))) / 2
 

@@ -18,7 +18,7 @@ import mxnet as mx
 import numpy as np
 
 from base.errors import UserError
-from base.files import file_digest, write_whole
+from base.files import file_digest, open_regular, reading, write_whole
 from base.text import has_controls, one_line
 from model import (
     AttentionNet,
@@ -326,12 +326,11 @@ def read_parameters(params_path):
 
     Raises UserError where it cannot be read and, with the parameter's name, where a number in it is not finite.
     """
-    _check_regular(params_path)
     try:
-        check_layout(Path(params_path).read_bytes())
-        loaded = mx.nd.load(str(params_path))
-    except OSError as error:
-        raise UserError(f"cannot read {params_path}: {error.strerror}") from None
+        with reading(params_path):
+            with open_regular(params_path) as file:
+                check_layout(file.read())
+            loaded = mx.nd.load(str(params_path))
     except mx.base.MXNetError as error:  # all but the end of its last line is of MXNet's source files
         reason = " ".join(str(error).rpartition(": ")[2].split())
         raise UserError(f"cannot read {params_path}: {reason}") from None
@@ -347,21 +346,8 @@ def read_parameters(params_path):
 
 def _params_digest(path):
     """SHA-256 of a .params file. Raises UserError where it is none to be read."""
-    _check_regular(path)
-    try:
+    with reading(path):
         return file_digest(path)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _check_regular(path):
-    """Raise UserError where something is no regular file: a pipe would be waited for."""
-    try:
-        if not Path(path).is_file():
-            reason = "it is no regular file" if Path(path).exists() else "No such file or directory"
-            raise UserError(f"cannot read {path}: {reason}")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _read(path):

@@ -16,6 +16,7 @@ __all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
 
 DEFAULT_LOG_DIR = "./log"
 EVENTS = "events.out.tfevents."
+NO_CURVES = ("epoch", "seconds")  # columns of the CSV that are no curves
 ABANDONED = "abandoned-"  # how the names of .params files begin that a run has given up
 CHUNK = 1 << 20  # bytes
 

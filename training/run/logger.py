@@ -15,6 +15,7 @@ from tqdm import tqdm
 from base.devices import in_own_thread
 from base.files import append, writing
 from base.text import one_line
+from training.run.files import EVENTS, NO_CURVES
 
 __all__ = ["RunLogger", "SilentLogger"]
 
@@ -22,7 +23,6 @@ HISTOGRAMS = 20  # times a training at which the parameters' distributions are w
 GRID_IMAGES = 32
 # The CSV's first columns, which other tools rely on; further figures follow them.
 COLUMNS = ("epoch", "train_loss", "train_metric", "val_loss", "val_accuracy", "lr", "images_per_second", "seconds")
-NOT_CURVES = ("epoch", "seconds")  # columns that TensorBoard does without
 
 
 class RunLogger:
@@ -51,7 +51,7 @@ class RunLogger:
         self.info(epoch_line(row, metric_name, self._epochs))
         self._files.add_row(row)
         for column, value in row.items():
-            if column not in NOT_CURVES:
+            if column not in NO_CURVES:
                 self._events.add_summary(scalar_summary(curve_name(column, metric_name), value), row["epoch"])
 
     def images(self, images, dataset):
@@ -109,9 +109,9 @@ class EventFile:
             second = int(time.time())  # TensorBoard reads the files in the order of their names
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-            while any(self._folder.glob(f"events.out.tfevents.{second:010d}.*")):
+            while any(self._folder.glob(f"{EVENTS}{second:010d}.*")):
                 second += 1
-            self._path = self._folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}"
+            self._path = self._folder / f"{EVENTS}{second:010d}.{socket.gethostname()}"
             self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
