@@ -46,8 +46,8 @@ def explaining_memory(flags="--batch-size or --memory-saving"):
     """Raises UserError, which names the flags that need less, where memory is used up inside."""
     try:
         yield
-    except RuntimeError as error:  # which MXNetError is a kind of
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:  # MXNetError is a kind of the former
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory: a smaller {flags} needs less") from None
 

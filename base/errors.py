@@ -10,6 +10,7 @@ from base.text import one_line
 
 __all__ = ["EXIT_INTERRUPTED", "Diverged", "UserError", "WorkerLost", "report", "run_command", "stop_signals"]
 
+OWN_PACKAGES = {"base", "data", "model", "scripts", "training"}
 EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 
 
@@ -52,18 +53,22 @@ def run_command(main):
         try:
             main()
             sys.stdout.flush()
-        except (UserError, OSError, KeyboardInterrupt) as error:
+        except (UserError, OSError, MemoryError, ModuleNotFoundError, KeyboardInterrupt) as error:
             sys.exit(report(error))
 
 
 def report(error):
     """Say on stderr how a command ended. Returns its exit status.
 
-    A `UserError`, what the operating system refuses and Ctrl-C are one line each; SystemExit has been explained by
-    whoever raised it; anything else is a fault of the program's, with its traceback.
+    A `UserError`, what the operating system refuses, a package that is missing and Ctrl-C are one line each; SystemExit
+    has been explained by whoever raised it; anything else is a fault of the program's, with its traceback.
     """
     if isinstance(error, SystemExit):
         return error.code
+    if isinstance(error, MemoryError):
+        error = UserError("out of memory")
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN_PACKAGES:
+        error = UserError(f"{error.name} is not installed in {sys.executable}: scripts/setup.sh makes .venv with it")
     with contextlib.suppress(OSError):  # stderr may be what the system refuses
         if isinstance(error, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)

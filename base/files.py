@@ -40,9 +40,9 @@ def append(path, data):
 def write_whole(path, source):
     """Write a binary file object's rest under another name, then rename: ``path`` holds the old bytes or all new ones.
 
-    What a process that was killed leaves is PATH.new. Raises UserError where the disk refuses.
+    What a process that was killed leaves is PATH.NUMBER.new. Raises UserError where the disk refuses.
     """
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # others may write the same file at the same time
     with writing(path):
         try:
             with open(temporary, "wb") as file:

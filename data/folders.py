@@ -34,7 +34,7 @@ def list_images(folder):
             raise UserError(f"{folder} holds images outside class folders ({stray}): sort them into FOLDER/CLASS/")
         if not classes:
             raise UserError(f"{folder} has no class folders (FOLDER/CLASS/IMAGE) in it")
-        root = Path(folder).resolve()
+        root = Path(os.path.realpath(folder))
         above, own = ({_identity(path) for path in paths} for paths in ([root, *root.parents], folders))
         paths, labels = [], []
         for label, entry in enumerate(folders):

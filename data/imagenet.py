@@ -101,11 +101,14 @@ def _listed_classes(path):
     with reading(path):
         try:
             with open_regular(path) as file:
-                names = file.read().decode(**TEXT).splitlines()
+                names = file.read().decode(**TEXT).removeprefix("\ufeff").splitlines()  # which some editors put there
         except FileNotFoundError:
             return None
     if not all(names or [""]):
         raise UserError(f"{path} is empty, or a line of it is: it names the classes, one a line")
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} names {twice} twice: each class has a name of its own")
     return names
 
 

@@ -253,7 +253,7 @@ def _is_current(folder, source):
             and manifest["source"] == source
             and all(file_digest(folder / name) == digest for name, digest in manifest["files"].items())
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False  # absent or damaged: both are mended by writing anew
 
 
@@ -272,8 +272,8 @@ def _listed_files(folder):
     """The names of what a folder's manifest, of any version, says that it wrote; none where it is damaged."""
     try:
         with open_regular(folder / MANIFEST) as file:
-            return list(json.loads(file.read())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+            return [name for name in json.loads(file.read())["files"] if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -286,7 +286,7 @@ def replacement(folder, own=()):
     Raises UserError where ``folder`` is a mount point, and where it holds, now or in the end, more than files of the
     names ``own``: somebody else's would be lost.
     """
-    folder = Path(folder).resolve()  # of a symbolic link, what it leads to
+    folder = Path(os.path.realpath(folder))  # of a symbolic link, what it leads to
     if os.path.ismount(folder):
         raise UserError(f"{folder} is a mount point: name a folder in it")
     _check_own(folder, own)

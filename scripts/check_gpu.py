@@ -212,8 +212,10 @@ def check_resuming(machine):
     process = subprocess.Popen(
         machine.command("killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    checkpoint, until = machine.folder / "params" / "killed" / "checkpoint-000003", time.monotonic() + LONGEST
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+    folder, until = machine.folder / "params" / "killed", time.monotonic() + LONGEST
+    while not any(path.name >= "checkpoint-000003" for path in folder.glob("checkpoint-??????")):
+        if process.poll() is not None or time.monotonic() > until:
+            break
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:

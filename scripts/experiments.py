@@ -336,9 +336,7 @@ def visible_gpus(count):
 
 def absolute(place):
     """Flags of folders with these as seen from anywhere."""
-    return [
-        str(Path(value).resolve()) if before.endswith("-dir") else value for before, value in zip(["", *place], place)
-    ]
+    return [os.path.realpath(value) if before.endswith("-dir") else value for before, value in zip(["", *place], place)]
 
 
 def finished(run, epochs, log_dir):

@@ -246,7 +246,7 @@ def supervise(commands):
     finally:
         send(signal.SIGKILL, started.values())  # what they have started themselves
         for reader in readers:
-            reader.join(1)
+            reader.join(30)
 
 
 def start(command, environ):

@@ -59,8 +59,9 @@ def predict(args):
     hybridize(net, static=False, inference=True, bfloat16=args.bfloat16)
     artist = None
     if args.attention:
-        from training.attention_pictures import AttentionArtist  # which imports matplotlib
+        from training.attention_pictures import AttentionArtist, check_folders_apart  # which import matplotlib
 
+        check_folders_apart(args.attention, args.images)
         artist = AttentionArtist(net, description, args.attention)
     broken = 0
     for examples, failures in batches(paths, args.batch_size, description):

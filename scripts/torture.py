@@ -76,7 +76,7 @@ def main():
     for number in (signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
-    plan = Plan(args.data_dir.resolve(), args.minutes, args.stops, args.epochs, seed, args.attention)
+    plan = Plan(Path(os.path.realpath(args.data_dir)), args.minutes, args.stops, args.epochs, seed, args.attention)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         torture(Path(folder), plan)
 

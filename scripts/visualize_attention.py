@@ -32,20 +32,22 @@ def parse_arguments():
     parser.add_argument("--count", type=positive_int, default=8, help="images of the data set")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the pictures")
     args = parser.parse_args()
-    if args.images and args.dataset:
-        parser.error("--images and --dataset exclude each other")
+    for flag in ("dataset", "data_dir", "count"):
+        if args.images and getattr(args, flag) != parser.get_default(flag):
+            parser.error(f"--images and --{flag.replace('_', '-')} exclude each other")
     return args
 
 
 def main():
     args = parse_arguments()
     prepare_mxnet(use_gpus=False)  # everything below imports MXNet
-    from training.attention_pictures import AttentionArtist
+    from training.attention_pictures import AttentionArtist, check_folders_apart
     from training.network_file import load_network
     from training.prediction import held_out_examples, read_examples
 
     net, description = load_network(args.params)
     if args.images:
+        check_folders_apart(args.out, args.images)
         examples, broken = read_examples(args.images, description)
     else:
         name = args.dataset or description.dataset

@@ -18,6 +18,7 @@ import pytest
 from tests.conftest import ROOT
 
 STANDIN = ROOT / "tests" / "cuda_standin"
+LONG = 600  # seconds: several processes that import MXNet, on two cores that do other things too
 LOOPBACK = "127.0.0.1"
 
 

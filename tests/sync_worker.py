@@ -3,10 +3,12 @@
 sync_worker.py steps FOLDER [flags]    20 training steps; its parameters then are FOLDER/RANK.npz
 sync_worker.py masters FOLDER          no step: the state of a network in half precision that begins
 sync_worker.py fit FOLDER [flags]      a whole training with its run in FOLDER
+sync_worker.py fit-told FOLDER [flags] the same; its third step waits for a signal to come
 """
 
 import functools
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,10 +36,26 @@ def main():
             begin_in_half_precision(small_net(), group, args, Path(folder))
             return
         dataset = group.main_process_first(functools.partial(open_digits, args.data_dir))
+        if what == "fit-told":
+            hold_third_step()
         if what == "steps":
             take_steps(small_net(), dataset._replace(training_crop=WholeImage()), group, args, Path(folder))
         else:
             train(small_net, describe(dataset, "cifar", 56, "bottleneck"), dataset, group, args)
+
+
+def hold_third_step():
+    from training.learner import Learner
+
+    step = Learner.step
+
+    def held(self, examples, rate, epoch, number, **options):
+        until = time.monotonic() + 600
+        while (epoch, number) == (0, 2) and self.group.signals.number is None and time.monotonic() < until:
+            time.sleep(0.01)
+        return step(self, examples, rate, epoch, number, **options)
+
+    Learner.step = held
 
 
 def begin_in_half_precision(net, group, args, folder):

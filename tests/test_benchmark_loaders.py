@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 def benchmark(*arguments):
     command = [sys.executable, "-m", "scripts.benchmark_loaders", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_all_loaders_are_measured_in_turn(tmp_path, photographs):

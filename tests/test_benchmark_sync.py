@@ -29,7 +29,7 @@ def test_a_worker_alone_is_measured_and_has_nobody_to_exchange_with():
 def test_two_workers_of_horovod_are_measured_together(tmp_path):
     with engines.Processes(tmp_path) as processes:
         run_horovod(processes, 2, sys.executable, SCRIPT, *map(str, SMALL), "--gradient-compression", "fp16", "--json")
-        assert processes.wait(60) == {"job": 0}, processes.output("job")
+        assert processes.wait(engines.LONG) == {"job": 0}, processes.output("job")
         found = re.findall(r"\{.*\}", processes.output("job"))
     assert len(found) == 1  # the first worker's
     figures = json.loads(found[0])

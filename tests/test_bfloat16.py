@@ -1,5 +1,6 @@
 """Networks that compute in bfloat16: nearly float32's numbers, with parameters in float32, on processors that can."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -308,3 +309,10 @@ def test_a_run_goes_on_to_the_bit_and_one_of_float32_may_go_on_in_bfloat16(tmp_p
     assert evaluated.returncode == 0 and "accuracy" in evaluated.stdout, evaluated.stderr
     predicted = run_script("-m", "scripts.predict", "--params", params, ROOT / "docs/digits-loss.png", "--bfloat16")
     assert predicted.returncode == 0 and predicted.stdout.startswith(str(ROOT / "docs")), predicted.stderr
+
+
+@pytest.mark.parametrize("command", [("cifar10_train.py",), ("imagenet_train.py",), ("-m", "scripts.predict", "docs")])
+def test_scripts_ask_before_they_compute_in_it(tmp_path, command):
+    place = () if command[0] == "-m" else ("--data-dir", tmp_path, "--log-dir", tmp_path)
+    environ = {**os.environ, runtime.ISA_VARIABLE: "AVX2"}
+    assert_refused(run_script(*command, *place, "--bfloat16", env=environ), "--bfloat16")

@@ -1,6 +1,9 @@
 """A checkpoint is whole or absent, found out where it is damaged, and never runs anything."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,7 +119,7 @@ def test_what_a_killed_process_left_is_tidied_away(tmp_path):
     for name in ("checkpoint-000002.new", "checkpoint-000000.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "arrays.bin").write_text("a part")
-    (tmp_path / "last.params.new").write_text("a part")
+    (tmp_path / "last.params.123.new").write_text("a part")
     (tmp_path / "last.params").write_text("whole")
     checkpoints.tidy()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-000001", "last.params"]
@@ -130,3 +133,36 @@ def test_objects_are_no_arrays(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="object"):
         Checkpoint(path)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, Path.rename
+
+    def flushed(file):
+        done.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+        fsync(file)
+
+    def renamed(path, to):
+        done.append("renamed")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save_some(tmp_path, 1)
+    assert done == ["arrays.bin", "manifest.json", "checkpoint-000001.new", "renamed", tmp_path.name]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "arrays.bin"])
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch, name):
+    checkpoints, opened = save_some(tmp_path, 2), os.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith(f"checkpoint-000002/{name}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=f"cannot read .*000002/{name}: Input/output error"):
+        checkpoints.newest_whole()
+    monkeypatch.undo()
+    assert checkpoints.newest_whole()[0].facts == {"number": 2}

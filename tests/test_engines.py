@@ -86,7 +86,7 @@ def processes(tmp_path):
 def test_byteps_sums_over_two_workers_and_all_its_processes_end(processes, tmp_path):
     engines.require("byteps")
     processes.start_byteps(engines.cuda_standin(tmp_path), [sys.executable, "-c", BYTEPS_WORKER])
-    statuses = processes.wait(timeout=60)
+    statuses = processes.wait(engines.LONG)
     printed = {name: processes.output(name) for name in statuses}
     assert statuses == dict.fromkeys(("scheduler", "server", "worker 0", "worker 1"), 0), printed
     for rank in (0, 1):
@@ -97,5 +97,5 @@ def test_horovod_sums_over_two_workers(processes):
     engines.require("horovod")
     horovodrun = [sys.executable, "-m", "horovod.runner.launch", "-np", "2", "--gloo"]
     processes.start("job", [*horovodrun, sys.executable, "-c", HOROVOD_WORKER], {**os.environ, "OMP_NUM_THREADS": "1"})
-    assert processes.wait(timeout=60) == {"job": 0}, processes.output("job")
+    assert processes.wait(engines.LONG) == {"job": 0}, processes.output("job")
     assert sums(processes.output("job")) == expected(0) + expected(1)

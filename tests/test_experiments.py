@@ -1,12 +1,12 @@
 """Comparisons of variants: their flags, their plan, stopping and going on, their table."""
 
+import concurrent.futures
 import csv
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -29,6 +29,7 @@ from scripts.experiments import (
     visible_gpus,
 )
 from tests.conftest import ROOT, wait_until
+from training.run.checkpoint import Checkpoints
 from training.run.resume import begin_or_resume, discard_unbegun
 
 
@@ -148,18 +149,23 @@ def test_another_precision_has_other_runs_and_results():
     assert not any(experiments.training_flags(trial.flags).bfloat16 for trial in plan("mask", "small", 1))
 
 
-def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys):
+def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys, monkeypatch):
     trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2, 3)]
-    begun, failed = [], threading.Event()
+    begun, told = [], threading.Event()
 
     def run(command, environment, output):
         begun.append(command[3])
         if command[3] == "run-1":
-            failed.wait(60)
-            time.sleep(0.1)
+            told.wait(60)
             return 0
-        failed.set()
         raise OSError("no memory")
+
+    class Pool(concurrent.futures.ThreadPoolExecutor):
+        def shutdown(self, *arguments, **options):
+            super().shutdown(*arguments, **options)
+            told.set()
+
+    monkeypatch.setattr(experiments.concurrent.futures, "ThreadPoolExecutor", Pool)
 
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
     with pytest.raises(OSError, match="no memory"):
@@ -203,7 +209,7 @@ def test_a_stopped_experiment_goes_on_and_ends_in_a_table(tmp_path, real_images)
         "import sys\n"
         "from scripts import experiments\n"
         "from scripts.experiments import Variant, main\n"
-        "experiments.SCALES['small'] = '--limit 16 --batch-size 4 --epochs 2 --save-period 0 --checkpoint-minutes 0'\n"
+        "experiments.SCALES['small'] = '--limit 16 --batch-size 4 --epochs 4 --save-period 0 --checkpoint-minutes 0'\n"
         "variants = [Variant('se', '--unit se'), Variant('none', '--mask none')]\n"
         "experiments.EXPERIMENTS['mask'] = {'small': variants}\n"
         f"sys.argv = ['experiments', 'mask', '--seeds', '1', '--jobs', '1', '--data-dir', {str(real_images)!r}, "
@@ -214,7 +220,8 @@ def test_a_stopped_experiment_goes_on_and_ends_in_a_table(tmp_path, real_images)
     command = [sys.executable, "-c", program]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "params" / "mask-small-se-1"
-    assert wait_until(lambda: any(folder.glob("checkpoint-000002"))), first.communicate()
+    begun = wait_until(lambda: any(path.name >= "checkpoint-000002" for path in Checkpoints(folder).paths()), 300)
+    assert begun, first.communicate()
     os.kill(first.pid, signal.SIGTERM)
     output, errors = first.communicate(timeout=120)
     assert (first.returncode, output, errors) == (143, "stopped; the same command goes on\n", "")

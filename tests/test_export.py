@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 
@@ -156,6 +157,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line(exported, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     process = run_module("scripts.export", "--params", params, "--out", tmp_path)
     assert_refused(process, "network.json is what", "choose another folder")
+    (tmp_path / "best.params").unlink()
+    (tmp_path / "last.params").rename(tmp_path / "last-symbol.json")  # as an export of that network has left it
+    assert_refused(run_module("scripts.export", "--params", params, "--out", tmp_path), "is what last-symbol.json")
+    (tmp_path / "last-symbol.json").rename(tmp_path / "last.params")
+    (tmp_path / "best.params").write_bytes(before["best.params"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -172,7 +178,7 @@ def test_a_missing_package_names_the_file_to_install(monkeypatch, tmp_path):
 def test_a_full_disk_leaves_no_half_of_a_file(tmp_path):
     net = make_plain(make_network(dataclasses.replace(SMALL, family="resnet", depth=11)))
     net.initialize()
-    (tmp_path / "a.onnx.new").symlink_to("/dev/full")
+    (tmp_path / f"a.onnx.{os.getpid()}.new").symlink_to("/dev/full")
     with pytest.raises(UserError, match="cannot write .*a.onnx"):
         write_onnx(net, SMALL, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -18,10 +18,12 @@ from training.flags import (
     MAY_CHANGE,
     NOT_SETTINGS,
     UNITS,
+    add_evaluation_flags,
     parse_arguments,
     training_parser,
 )
 from training.run.checkpoint import Checkpoint, Checkpoints
+from training.trained import DEFAULT, trained_params
 
 
 def parse(*argv):
@@ -86,8 +88,9 @@ BAD_FLAGS = [
     ["--batch", "8"],
     ["--cutout", "-1"],
     ["--cutout", "8", "--random-erasing", "0.5"],
-    ["--mix-up", "1", "--epochs", "8", "--mix-up-off-epochs", "8"],
-    ["--cutmix", "1", "--epochs", "8", "--mix-up-off-epochs", "9"],
+    ["--mix-up-off-epochs", "8", "--epochs", "8", "--mix-up", "1"],
+    ["--run-name", "auto"],
+    ["--mix-up-off-epochs", "9", "--epochs", "8", "--cutmix", "1"],
     ["--random-erasing", "1.5"],
     ["--label-noise", "1"],
     ["--cutmix", "-1"],
@@ -155,6 +158,15 @@ def test_help_shows_the_defaults_of_a_recipe():
     assert "passes over the training images (default: 220)" in shown
     assert "probability P; 0 is none (default: 0.5)" in shown
     assert "gammas and betas (default: on)" in shown
+
+
+def test_flags_without_effect_are_named(capsys):
+    parse("--alpha", "0.2", "--lr-mode", "cosine", "--lr-steps", "5", "--mix-up-off-epochs", "3")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" does nothing ")[0] for line in lines] == ["--mix-up-off-epochs", "--alpha", "--lr-steps"]
+    parse("--alpha", "0.2", "--mix-up", "1", "--lr-steps", "5", "--mix-up-off-epochs", "3")
+    parse("--alpha", "1.0", "--mix-up", "0")
+    assert capsys.readouterr().err == ""
 
 
 def parse_with_model(*argv):
@@ -373,3 +385,10 @@ def test_variants_that_contradict_each_other_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as ended:
         parse_arguments(training_parser("", datasets=["digits"]), list(flags))
     assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_repositorys_network_goes_by_its_name():
+    parser = training_parser("test", datasets=["cifar10"])
+    add_evaluation_flags(parser)
+    args = parse_arguments(parser, ["--eval-only", "--params", DEFAULT, "--init", DEFAULT])
+    assert args.params == args.init == str(trained_params(DEFAULT))

@@ -127,7 +127,7 @@ def test_float32_copies_are_made_of_the_first_process_parameters():
 def test_workers_that_begin_differently_have_one_float32_copy(tmp_path):
     with engines.Processes(tmp_path) as processes:
         run_horovod(processes, 2, sys.executable, "tests/sync_worker.py", "masters", tmp_path)
-        assert processes.wait(120) == {"job": 0}, processes.output("job")
+        assert processes.wait(engines.LONG) == {"job": 0}, processes.output("job")
     first, second = (parameters(tmp_path, rank) for rank in range(2))
     assert first.keys() == second.keys() and any(value.dtype == np.float32 for value in first.values())
     for name, value in first.items():

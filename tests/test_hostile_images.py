@@ -249,7 +249,7 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -261,8 +261,10 @@ def long_preparation(tmp_path):
     """A preparation of some minutes, and its workers, once they work."""
     folder, out = make_folders(tmp_path / "in"), tmp_path / "out"
     content = encoded(smooth_image(3000, 2500), "PNG")
-    for number in range(300):
-        (folder / "train" / "ant" / f"{number}.png").write_bytes(content)
+    first = folder / "train" / "ant" / "0.png"
+    first.write_bytes(content)
+    for number in range(1, 300):
+        os.link(first, first.with_name(f"{number}.png"))
     command = [sys.executable, "-m", "data.imagenet", folder, out, "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("out.new-*/train.rec")))
@@ -277,7 +279,7 @@ def test_a_preparation_that_is_killed_leaves_no_process_and_the_next_tidies_up(t
     process, workers = long_preparation
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not any(map(alive, workers)), seconds=5)
+    wait_for(lambda: not any(map(alive, workers)))
     left = list(tmp_path.glob("out.new-*"))
     assert len(left) == 1 and not (tmp_path / "out").exists()
     prepare(make_folders(tmp_path / "other"), tmp_path / "out")

@@ -203,6 +203,8 @@ def test_the_command_says_what_it_did_and_refuses_in_one_line(tmp_path):
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (process.returncode, process.stdout.count("\n")) == (0, 1), process.stderr
     assert "6 images to train on" in process.stdout
+    contents = Records(tmp_path / "out" / "train.rec").encoded(np.arange(6))
+    assert {min(Image.open(io.BytesIO(content)).size) for content in contents} == {32}
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1) and "exists already" in process.stderr
 
@@ -289,6 +291,11 @@ def test_what_cannot_be_opened_is_named(tmp_path, im2rec):
         (folder / "classes.txt").write_text(wrong)
         with pytest.raises(UserError, match="is empty, or a line of it is"):
             open_imagenet(folder)
+    (folder / "classes.txt").write_text("ant\nbee\nant\n")
+    with pytest.raises(UserError, match="names ant twice"):
+        open_imagenet(folder)
+    (folder / "classes.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee\r\n")  # as Windows writes it
+    assert open_imagenet(folder).class_names == ["ant", "bee"]
     (folder / "classes.txt").write_text("ant\nbee\n")
     with pytest.raises(UserError, match="--classes 3: .* has 2 classes"):
         open_imagenet(folder, classes=3)

@@ -103,7 +103,7 @@ def parsed(*argv):
 
 def test_recipes_are_defaults_that_flags_override():
     paper, tricks = parsed(), parsed("--recipe", "tricks", "--epsilon", "0.2")
-    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "input_size": 224}
+    shared = {"optimizer": "nag", "momentum": 0.9, "wd": 1e-4, "input_size": 224, "crop_ratio": 0.875, "lighting": 0.1}
     for args in (paper, tricks):
         assert {name: args[name] for name in shared} == shared
     expected = {

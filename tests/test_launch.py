@@ -250,16 +250,20 @@ def test_the_others_are_given_less_than_ten_seconds_but_when_all_were_told_to_st
 
 def test_the_last_worker_may_save_for_long_when_all_were_told_to_stop(monkeypatch):
     monkeypatch.setattr("scripts.launch.PATIENCE", 0.1)
-    code = "import signal, sys, time\nsignal.signal(15, lambda *_: (time.sleep({}), sys.exit({})))\nprint(flush=True)\n"
-    code += "signal.pause()"
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-c", code.format(seconds, status)], start_new_session=True, stdout=subprocess.PIPE
-        )
-        for name, seconds, status in (("0", 1, 143), ("1", 0, 143))
-    }
-    for process in running.values():
-        process.stdout.readline()
+    code = (
+        "import os, signal, sys, time\n"
+        "def save(*_):\n"
+        "    while os.path.exists('/proc/{}'): time.sleep(0.01)\n"  # until the launcher knows that the other has ended
+        "    time.sleep({})\n"
+        "    sys.exit(143)\n"
+        "signal.signal(15, save)\nprint(flush=True)\nsignal.pause()"
+    )
+    running, awaited, seconds = {}, "none", 0
+    for name in ("1", "0"):
+        command = [sys.executable, "-c", code.format(awaited, seconds)]
+        running[name] = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+        running[name].stdout.readline()
+        awaited, seconds = running[name].pid, 0.5
     assert wait(running, [signal.SIGTERM]) == 143
     assert [process.returncode for process in running.values()] == [143, 143]
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_refused, run_script
 from tests.test_resume import FLAGS, results, train
 
 # A training as to its output: lines on stdout within a Run, a bar on stderr.
@@ -98,3 +98,11 @@ def test_a_run_has_the_lines_that_nobody_took(tmp_path, digits, monkeypatch):
     assert results(tmp_path / "run", "run") == results(tmp_path / "straight", "run")
     logs = [(tmp_path / name / "text" / "run.log").read_text() for name in ("run", "straight")]
     assert [log.count("\n") for log in logs] == [5, 5] and "Finished: " in logs[0]
+
+
+def test_what_is_missing_or_too_large_is_one_line():
+    command = "from base.errors import run_command\ndef main():\n    {}\nrun_command(main)"
+    for code, words in (("import nowhere", "nowhere is not installed in"), ("bytes(1 << 60)", "out of memory")):
+        assert_refused(run_script("-c", command.format(code)), words)
+    process = run_script("-c", command.format("import base.nowhere"))
+    assert process.returncode == 1 and "Traceback" in process.stderr

@@ -197,6 +197,10 @@ def test_what_cannot_work_is_refused_in_one_line(params, images, tmp_path, digit
     (tmp_path / "file").write_text("")
     assert_refused(predict("--params", tmp_path / "none.params", images), "none.params", "No such file")
     assert_refused(predict("--params", params, tmp_path), str(tmp_path), "holds no image")
+    below = images / "drawn"
+    assert_refused(predict("--params", params, images, "--attention", below), f"{below} is in the folder of the images")
+    assert_refused(visualize("--params", params, "--images", images, "--out", images), "is in the folder of the images")
+    assert not below.exists()
     here = ("--params", params, "--data-dir", sets, "--count", 1)
     assert_refused(visualize(*here, "--out", tmp_path / "file"), "file")
     assert_refused(visualize(*here, "--dataset", "digits", "--images", images, "--out", tmp_path), "exclude")
@@ -217,6 +221,7 @@ def test_an_evaluation_agrees_with_the_network(params, digits, log_probabilities
     assert [confusion, mistakes] == [str(tmp_path / f"best-{name}.png") for name in ("confusion", "mistakes")]
     assert all(cv2.imread(path).std() > 10 for path in (confusion, mistakes))
     assert_refused(run_script("cifar10_train.py", *flags, "--num-layers", 92), "--num-layers 92", "of 56")
+    assert_refused(run_script("cifar10_train.py", *flags, "--epochs", 7), "--eval-only trains nothing", "--epochs")
     assert_refused(run_script("cifar10_train.py", "--eval-only"), "--params")
 
 

@@ -134,7 +134,10 @@ def test_records_are_written_once(tmp_path):
     assert all(len(Records(path)) == 5 for path in paths.values())
 
 
-@pytest.mark.parametrize("change", ["flipped byte", "missing file", "broken manifest", "other source"])
+@pytest.mark.parametrize(
+    "change",
+    ["flipped byte", "missing file", "[1", pytest.param("[" * 100_000, id="deep"), '{"files": [[1]]}', "other source"],
+)
 def test_damaged_or_stale_records_are_written_anew(tmp_path, change):
     splits, source = Splits(), {"version": 1}
     paths = ensure_records(tmp_path / "set", source, splits)
@@ -143,8 +146,8 @@ def test_damaged_or_stale_records_are_written_anew(tmp_path, change):
         paths["train"].write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
     elif change == "missing file":
         paths["train"].with_suffix(".idx").unlink()
-    elif change == "broken manifest":
-        (tmp_path / "set" / MANIFEST).write_text("[1")
+    elif change[0] in "[{":
+        (tmp_path / "set" / MANIFEST).write_text(change)
     else:
         source = {"version": 2}
     ensure_records(tmp_path / "set", source, splits)

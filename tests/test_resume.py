@@ -537,3 +537,78 @@ def test_as_many_devices_and_strangers_are_nothing_to_say():
     assert what_changes(then, now).startswith("workers x devices: 2 x 1 instead of 4 x 1")
     assert what_changes(then, now).endswith("the learning rate is the same")
     assert what_changes(then, now, rate_follows=True).endswith("the learning rate as many times as high")
+
+
+def test_checkpoints_within_an_epoch_are_minutes_apart(tmp_path, digits, monkeypatch):
+    now, saved, save = [0.0], [], Checkpoints.save
+    monkeypatch.setattr("training.run.checkpointer.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def noted(self, arrays, facts, before):
+        saved.append((facts["position"]["epoch"], facts["position"]["step"]))
+        return save(self, arrays, facts, before)
+
+    def six_minutes(*_):
+        now[0] += 360
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    train(tmp_path, digits, *FLAGS, "--epochs", 1, "--run-name", "run", interrupt=six_minutes)
+    assert saved == [(0, 0), (0, 2), (0, 4), (1, 0)]
+
+
+def test_a_state_that_is_not_finite_replaces_none(tmp_path, digits, monkeypatch):
+    step = Learner.step
+
+    def spoilt(self, *arguments, **options):
+        found = step(self, *arguments, **options)
+        if self.state.updates == 7:
+            self.net[3].bias.data()[:] = np.inf
+        return found
+
+    monkeypatch.setattr(Learner, "step", spoilt)
+    with pytest.raises(Diverged, match="is not finite any more and was not saved"):
+        train(tmp_path, digits, *FLAGS, "--checkpoint-minutes", 0, "--run-name", "run")
+    checkpoint, _ = Checkpoints(tmp_path / "params" / "run").newest_whole()
+    assert all(np.isfinite(array).all() for array in checkpoint.arrays().values())
+
+
+def test_workers_that_found_other_checkpoints_are_told(stopped, digits, monkeypatch):
+    gather = SingleProcess.gather
+
+    def both(self, name, rows):
+        found = gather(self, name, rows)
+        return np.concatenate([found, found + 1]) if name == "progress" else found
+
+    monkeypatch.setattr(SingleProcess, "gather", both)
+    with pytest.raises(UserError, match="the workers found different checkpoints"):
+        train(stopped, digits, "--resume", "run")
+
+
+def test_the_best_of_what_was_given_up_is_set_aside(tmp_path, digits, monkeypatch):
+    accuracies = iter([0.1, 0.2, 0.3])
+    monkeypatch.setattr(Learner, "evaluate", lambda *_: {"loss": 1.0, "accuracy": next(accuracies)})
+    train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    params = tmp_path / "params" / "run"
+    with pytest.raises(SystemExit):
+        train(tmp_path, digits, "--resume", Checkpoints(params).paths()[1], interrupt=stop_at((2, 1)))
+    assert (params / "abandoned-epoch-0003-best.params").exists()
+
+
+def test_a_start_that_failed_leaves_its_name_free(tmp_path, digits, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(UserError("cannot write")))
+        with pytest.raises(UserError, match="cannot write"):
+            train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    train(tmp_path, digits, *FLAGS, "--run-name", "run")
+    with pytest.raises(UserError, match="the run run exists"):
+        train(tmp_path, digits, *FLAGS, "--run-name", "run")
+
+
+def test_the_newest_run_is_found_beside_one_whose_data_cannot_be_reached(tmp_path, digits):
+    (tmp_path / "loop").symlink_to("loop")
+    train(tmp_path, digits, *FLAGS, "--epochs", 1, "--data-dir", tmp_path / "loop", "--run-name", "run")
+    with pytest.raises(SystemExit):
+        train(
+            tmp_path, digits, *FLAGS, "--data-dir", tmp_path / "loop", "--run-name", "other", interrupt=stop_at((1, 1))
+        )
+    train(tmp_path, digits, *FLAGS, "--data-dir", tmp_path / "loop", "--resume", "auto")
+    assert "resumed at" in (tmp_path / "text" / "other.log").read_text()

@@ -13,7 +13,7 @@ from tests.conftest import ROOT, assert_refused
 
 def summary(*flags):
     command = [sys.executable, "-m", "model.summary", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 PUBLISHED = [
@@ -89,5 +89,5 @@ def test_what_there_is_no_table_of_is_refused_in_one_line(flags, words):
 def test_a_thread_count_that_is_none_is_refused_in_one_line():
     command = [sys.executable, "-m", "model.summary"]
     environ = {**os.environ, "OMP_NUM_THREADS": "x"}
-    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
     assert_refused(process, "OMP_NUM_THREADS=x")

@@ -1,5 +1,6 @@
 """Pictures of what a network attends to in its images."""
 
+import os
 from itertools import chain, count
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from model.attention import AttentionMaps
 from training.pictures import as_array, draw_channels, draw_figure_1, draw_masks, save_picture, verdict
 from training.prediction import batch_examples, classify, network_input
 
-__all__ = ["AttentionArtist", "attention_overview", "picture_of_batch"]
+__all__ = ["AttentionArtist", "attention_overview", "check_folders_apart", "picture_of_batch"]
 
 BATCH = 8  # images whose maps are in memory at a time
 WATCHED = 6  # images in the pictures of a training
@@ -43,6 +44,14 @@ def attention_overview(net, description, examples):
 def picture_of_batch(net, description, batch, dataset):
     """The pixels of `attention_overview` for the first images of a `data.loader.Batch` of a data set: (H, W, 3)."""
     return as_array(attention_overview(net, description, batch_examples(batch, dataset)[:WATCHED]))
+
+
+def check_folders_apart(pictures, named):
+    """Raise UserError where a folder for pictures is in one of those named as images, which would be read as such."""
+    folder = Path(os.path.realpath(pictures))
+    for path in map(os.path.realpath, filter(os.path.isdir, named)):
+        if Path(path) in (folder, *folder.parents):
+            raise UserError(f"{pictures} is in the folder of the images: choose another for what is drawn")
 
 
 class AttentionArtist:

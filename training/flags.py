@@ -6,7 +6,6 @@ import re
 import reprlib
 import secrets
 import sys
-from pathlib import Path
 
 from base.errors import UserError
 from base.flags import (
@@ -414,8 +413,21 @@ def add_evaluation_flags(parser):
     group.add_argument("--out", metavar="DIR", help="folder of --eval-only's pictures (default: that of --params)")
 
 
+# What an evaluation cannot heed.
+OF_TRAINING = {
+    *("cutout", "random_erasing", "label_noise", "init", "freeze", "memory_saving", "gradient_compression", "epochs"),
+    *("optimizer", "accumulate", "lr", "lr_per", "momentum", "wd", "lr_mode", "lr_steps", "lr_factor", "warmup_epochs"),
+    *("no_wd", "last_gamma", "clip_grad", "ema", "nan_action", "mix_up", "alpha", "cutmix", "mix_up_off_epochs"),
+    *("epsilon", "run_name", "save_period", "viz_period", "checkpoint_minutes", "resume", "colour_jitter", "lighting"),
+}
+
+
 def check_evaluation_flags(parser, args):
     """End with status 2 where the flags for an evaluation contradict each other."""
+    if args.eval_only and not OF_TRAINING.isdisjoint(args.given):
+        parser.error(
+            f"--eval-only trains nothing: {_flag(sorted(OF_TRAINING.intersection(args.given))[0])} is for that"
+        )
     if args.eval_only != (args.params is not None):
         parser.error("--eval-only and --params need each other")
     if args.out is not None and not args.eval_only:
@@ -447,6 +459,8 @@ def parse_arguments(parser, argv=None):
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     _check_network(parser, args)
+    if args.run_name == "auto":
+        parser.error("--run-name auto: --resume auto means the newest run")
     if (args.mix_up or args.cutmix) and args.mix_up_off_epochs >= args.epochs:
         parser.error(f"--mix-up-off-epochs {args.mix_up_off_epochs} leaves nothing of --epochs {args.epochs}")
     if args.cutout and args.random_erasing:
@@ -462,8 +476,22 @@ def parse_arguments(parser, argv=None):
         if isinstance(value, str) and CONTROLS.search(value) and not flags.get("eval_only"):
             parser.error(f"{_flag(name)} {value}: a control character, with which no run could go on")
     args.resumed, args.given = resumed, sorted(given)
+    for name, reason in idle_flags(args).items():
+        print(f"{_flag(name)} does nothing {reason}", file=sys.stderr, flush=True)
     args.may_write_data = resumed is None or "data_dir" in given or args.data_dir == defaults["data_dir"]
     return args
+
+
+def idle_flags(args):
+    """The flags that are given and that others leave without effect, {name: why}."""
+    idle = {}
+    if not (args.mix_up or args.cutmix):
+        idle["mix_up_off_epochs"] = "without --mix-up 1 or --cutmix"
+    if not args.mix_up and "mix_up" not in args.given:
+        idle["alpha"] = "without --mix-up 1"
+    if args.lr_mode != "step":
+        idle["lr_steps"] = idle["lr_factor"] = f"with --lr-mode {args.lr_mode}"
+    return {name: reason for name, reason in idle.items() if name in args.given}
 
 
 def _check_network(parser, args):
@@ -502,7 +530,7 @@ def _resumed(parser, defaults, given):
 
         def fits(checkpoint):
             saved = _saved(parser, defaults, checkpoint)
-            there, here = (Path(each["data_dir"]).resolve() for each in (saved, flags))
+            there, here = (os.path.realpath(each["data_dir"]) for each in (saved, flags))
             return there == here and all(saved[name] == flags[name] for name in fixed)
 
         flags["resume"] = find_newest(flags["log_dir"], fits)
@@ -516,7 +544,7 @@ def _resumed(parser, defaults, given):
         if name not in (*MAY_CHANGE, "resume") and value != saved[name]:
             parser.error(f"{_flag(name)} contradicts {resumed.checkpoint.path}: {value} here, {saved[name]} there")
     log_dir = resumed.files.log_dir
-    if "log_dir" in given and Path(given["log_dir"]).resolve() != log_dir.resolve():
+    if "log_dir" in given and os.path.realpath(given["log_dir"]) != os.path.realpath(log_dir):
         parser.error(f"--log-dir {given['log_dir']} contradicts --resume {flags['resume']}")
     return {**saved, **given, "log_dir": str(log_dir)}, resumed
 

@@ -263,7 +263,8 @@ def read_description(params_path):
 def copy_network_file(params_path, folder):
     """Copy the network.json of a .params file to another folder. Returns its path there.
 
-    Raises UserError where it cannot be copied, and where the folder has one that other .params files there need.
+    Raises UserError where it cannot be copied, where the folder has one that other .params files there need, and where
+    it holds what was exported of another network.
     """
     source, target = Path(params_path).with_name(NETWORK_FILE), Path(folder) / NETWORK_FILE
     content = source.read_bytes()
@@ -271,9 +272,12 @@ def copy_network_file(params_path, folder):
         if target.read_bytes() == content:
             return target
         try:
-            needed_by = [entry["name"] for entry in _read(target)[1] if (target.parent / entry["name"]).exists()]
+            network, entries = _read(target)
         except UserError:  # damaged: no use to anyone
-            needed_by = []
+            network, entries = None, []
+        needed_by = [entry["name"] for entry in entries if (target.parent / entry["name"]).exists()]
+        if network not in (None, _read(source)[0]):
+            needed_by += sorted(path.name for path in target.parent.glob("*-symbol.json"))
         if needed_by:
             raise UserError(f"{target} is what {needed_by[0]} there needs: choose another folder")
     write_whole(target, io.BytesIO(content))

@@ -5,6 +5,7 @@ other, and manifest.json, which says what they are, has their checksum, one of i
 runs no code from it, whoever made it. Imports nothing heavy.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ __all__ = ["Checkpoint", "Checkpoints"]
 
 FORMAT_VERSION = 1
 ARRAYS, MANIFEST = "arrays.bin", "manifest.json"
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}  # EINVAL: `open_regular`'s
 NEW, OLD = ".new", ".old"  # of a checkpoint that is being written, or removed
 DTYPES = ("float16", "float32")
 
@@ -47,8 +49,10 @@ class Checkpoint:
         try:
             with open_regular(path / MANIFEST) as file:
                 manifest = json.loads(file.read())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{MANIFEST} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{MANIFEST} cannot be read: {error}") from None
+        except OSError as error:
+            raise _unreadable(path / MANIFEST, error) from None
         if not isinstance(manifest, dict) or manifest.get("sha256") != _own_digest(manifest):
             raise ValueError(f"{MANIFEST} does not have its checksum")
         if manifest.get("format") != FORMAT_VERSION:
@@ -72,7 +76,7 @@ class Checkpoint:
             if file_digest(self.path / ARRAYS) != self._digest:
                 raise ValueError(f"{ARRAYS} does not have its checksum")
         except OSError as error:
-            raise ValueError(f"{ARRAYS} cannot be read: {error.strerror}") from None
+            raise _unreadable(self.path / ARRAYS, error) from None
 
     def arrays(self):
         """All arrays, {name: numpy array}."""
@@ -81,6 +85,16 @@ class Checkpoint:
                 name: np.fromfile(file, dtype, math.prod(shape)).reshape(shape)
                 for name, (dtype, shape) in self.layout.items()
             }
+
+
+def _unreadable(path, error):
+    """The exception for a file that could not be read: ValueError for one that is none, and is damaged for good.
+
+    Else the disk or the network may be what is ill: a checkpoint would be removed that is whole.
+    """
+    if error.errno in NO_FILE:
+        return ValueError(f"{path.name} cannot be read: {error.strerror}")
+    return UserError(f"cannot read {path}: {error.strerror}")
 
 
 class Checkpoints:
@@ -178,7 +192,7 @@ class Checkpoints:
         for suffix in (NEW, OLD):
             for path in self._folder.glob(f"checkpoint-*{suffix}"):
                 shutil.rmtree(path, ignore_errors=True)
-        for pattern in ("*.params.new", "*.json.new"):
+        for pattern in ("*.params*.new", "*.json*.new"):
             for path in self._folder.glob(pattern):
                 path.unlink()
 

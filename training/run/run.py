@@ -19,6 +19,7 @@ from training.run.files import DEFAULT_LOG_DIR, new_run
 from training.run.logger import RunLogger, SilentLogger
 from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
+from training.run.resume import discard_unbegun
 from training.run.signals import StopSignals
 
 __all__ = ["Run", "RunOptions", "other_precision", "other_threads", "what_changes"]
@@ -98,6 +99,8 @@ class Run:
         self.finished = resumed.last_line() if resumed and self.progress.epoch == options.epochs else None
         self._files = resumed.files if resumed else None
         if group.is_main_process and not resumed:
+            if options.run_name:
+                discard_unbegun(options.log_dir, options.run_name)
             self._files = new_run(options.log_dir, options.run_name, options.stem)
         self._logger = SilentLogger()
         self._entered = contextlib.ExitStack()
