@@ -11,10 +11,13 @@ from base.errors import UserError
 __all__ = ["contexts", "explaining_memory", "in_own_thread", "is_out_of_memory"]
 
 
+LEAST_MEMORY = 600e6  # bytes
+
+
 def contexts(num_gpus, first=0):
     """``num_gpus`` GPUs from number ``first`` on, or the CPU for 0, as a list of MXNet contexts.
 
-    Raises UserError where the machine has fewer.
+    Raises UserError where the machine has fewer, and where one has hardly any memory left.
     """
     if num_gpus == 0:
         return [mx.cpu()]
@@ -25,6 +28,11 @@ def contexts(num_gpus, first=0):
     if present < first + num_gpus:
         which = f" from number {first} on" if first else ""
         raise UserError(f"--num-gpus {num_gpus}{which}: MXNet sees {present} here; --num-gpus 0 trains on the CPU")
+    for index in range(first, first + num_gpus):
+        with contextlib.suppress(mx.base.MXNetError):  # it does not tell: then it may do
+            free, _ = mx.context.gpu_memory_info(index)
+            if free < LEAST_MEMORY:  # MXNet's own thread would fail to make its handles, and end the process
+                raise UserError(f"GPU {index} has {free / 1e6:.0f} MB free: another program uses it")
     return [mx.gpu(index) for index in range(first, first + num_gpus)]
 
 
@@ -35,7 +43,10 @@ def is_out_of_memory(error):
         "memoryallocation",
         "failed to allocate",
         "status_alloc_failed",
-        "create cublas handle failed",
+        "allocation failed",  # DALI's words for a GPU, and the next ones; nvJPEG's are those after them
+        "can't allocate",
+        "allocator functions",
+        "convolution algorithm",  # MXNet's where cuDNN has no room left to try any
         "2^31 elements",
     )
     return any(word in str(error).lower() for word in words)

@@ -16,13 +16,19 @@ from base.runtime import bfloat16_pays
 raise SystemExit(not bfloat16_pays())'; then
     precision=(--bfloat16)
 fi
+place=()  # of the data set, for the pictures too
+for word; do
+    if [[ ${before:-} == --data-dir ]]; then place=(--data-dir "$word"); fi
+    if [[ $word == --data-dir=* ]]; then place=("$word"); fi
+    before=$word
+done
 run=demo_$(date +%Y%m%d%H%M%S)
 .venv/bin/python cifar10_train.py --dataset digits --num-layers 56 --epochs 3 --batch-size 16 \
     --lr 0.03 --lr-mode cosine --warmup-epochs 0.2 --epsilon 0.1 --seed 1 --viz-period 1 --run-name "$run" \
     ${precision[@]+"${precision[@]}"} "$@"
 .venv/bin/python -m scripts.plot_curves "log/text/$run.csv" >/dev/null
 .venv/bin/python -m scripts.visualize_attention --params "log/params/$run/best.params" --count 4 \
-    --out "log/pictures/$run" >/dev/null
+    --out "log/pictures/$run" ${place[@]+"${place[@]}"} >/dev/null
 
 echo
 echo "Accuracy curve:   log/text/$run-accuracy.png"

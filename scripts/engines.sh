@@ -63,6 +63,7 @@ ready() {
 
 install_engine() {
     local facts tag installed messages folder wheel wheels=${1:-${RAN_WHEELS:-}}
+    [[ $# -le 1 && $wheels != -* ]] || fail "its only argument is a folder for wheels"
     if [[ -n $wheels && $wheels != /* ]]; then wheels=$PWD/$wheels; fi
     cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
     [[ -x .venv/bin/python ]] || fail "there is no .venv to install $package into: run scripts/setup.sh first"

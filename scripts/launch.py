@@ -298,7 +298,7 @@ def send(number, processes):
     for process in processes:
         try:
             os.killpg(process.pid, number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # the latter: another user's by sudo, and the others' turn comes
             continue
 
 

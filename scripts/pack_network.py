@@ -45,6 +45,8 @@ def share(value):
 def main():
     args = parse_arguments()
     prepare_mxnet(use_gpus=False)  # everything below imports MXNet
+    import numpy as np
+
     from training.network_file import NetworkFile, load_network, read_description
     from training.run.exports import parameters_of, write_parameters
 
@@ -52,6 +54,9 @@ def main():
     if description.epoch is None:
         raise UserError(f"{args.params}: the network.json beside it does not say which epoch it is of")
     arrays = {name: array.astype("float16") if array.ndim > 1 else array for name, array in parameters_of(net).items()}
+    large = next((name for name, array in arrays.items() if not np.isfinite(array.asnumpy()).all()), None)
+    if large is not None:
+        raise UserError(f"{args.params}: half precision does not hold the numbers of {large}")
     path = trained_params(args.name)
     accuracy = description.accuracy if args.accuracy is None else args.accuracy
     unlike = {"epoch": description.epoch, "accuracy": description.accuracy}

@@ -101,7 +101,7 @@ def finish(figure, axes, name, path):
     """Name the axes of a picture and write it. Returns its path."""
     if "loss" in name:
         axes.set_yscale("log")
-    axes.set(xlabel="epoch", ylabel=name)
+    axes.set(xlabel="epoch", ylabel=drawable(name))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -56,6 +56,7 @@ stamp_of_now() {
     cat requirements-common.txt "$requirements" requirements-dev.txt requirements-export.txt | sha256sum
 }
 
+(($# == 0)) || fail "it takes no arguments, but RAN_REQUIREMENTS=cpu or gpu in the environment"
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
 [[ "$(uname -sm)" == "Linux x86_64" ]] || fail "MXNet has wheels for x86_64 Linux only, not for $(uname -sm)"

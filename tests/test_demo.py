@@ -50,6 +50,13 @@ def test_the_demo_trains_draws_and_names_what_it_leaves(demo, tmp_path, pays, fl
     assert all(path.format(args.run_name) in done.stdout for path in LEFT)
 
 
+@pytest.mark.parametrize("flags", [["--data-dir", "some where"], ["--epochs", "1", "--data-dir=some where"]])
+def test_the_pictures_are_of_the_same_folder(demo, tmp_path, flags):
+    assert demo(False)(*flags).returncode == 0
+    masks = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert masks.endswith("|".join(["", *flags[-2:], ""]) if len(flags) == 2 else f"|{flags[-1]}|")
+
+
 @pytest.mark.parametrize("flag", ["--log-dir=x", "--run-name", "--resume"])
 def test_flags_that_move_the_run_are_refused_before_anything_is_done(demo, tmp_path, flag):
     done = demo(False)("--epochs", "1", flag, "x")

@@ -12,10 +12,12 @@ from mxnet import autograd
 
 from base.devices import contexts
 from base.errors import UserError
-from data.augmentation import PaddedCrop
+from data.augmentation import PaddedCrop, RandomErasing
+from data.imagenet import open_imagenet
 from data.loader import Loader, LoaderOptions
 from model import get_attention_cifar, units
 from model.plain import make_plain
+from tests.drawn_images import draw_photographs
 from tests.test_bfloat16 import without_chaos
 from training.learner import INITIALIZER, initialize
 
@@ -94,6 +96,22 @@ def test_half_precision_is_near_a_cpus(device, size):
     if device.device_type == "cpu":
         pytest.skip("MXNet has no float16 matrix product on a CPU")
     assert_alike(device, "float16", size, "bottleneck", HALF_NEAR)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batches_of_photographs_are_nearly_those_of_a_cpu(device, tmp_path, training):
+    """Decoders and resizing differ by a few levels; another window, colour or rectangle is far beyond that."""
+    for split in ("train", "val"):
+        draw_photographs(tmp_path / split, 12)
+    dataset = open_imagenet(tmp_path, size=64, jitter=0.4)._replace(erasing=RandomErasing(0.5, 64))
+    split, options = "train" if training else "test", LoaderOptions(4, seed=5)
+    ours, others = (Loader(dataset, split, options, where, training).epoch(0) for where in (device, mx.cpu()))
+    for _, batch, expected in zip(range(3), ours, others):
+        np.testing.assert_array_equal(batch.labels.asnumpy(), expected.labels.asnumpy())
+        images, pixels = batch.images.asnumpy(), expected.images.asnumpy()
+        assert np.abs(images - pixels).mean(axis=(1, 2, 3)).max() < 0.1
+        if training:
+            np.testing.assert_array_equal((images == 0).all(axis=1), (pixels == 0).all(axis=1))  # what is erased
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -156,7 +156,10 @@ def test_a_step_without_a_finite_loss_or_gradient_changes_nothing():
     "message",
     [
         "[10:00:00] ../src/storage/./pooled_storage_manager.h:187: cudaMalloc retry failed: out of memory",
-        "CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory",
+        "Critical error when building pipeline:\nCUDA allocation failed",
+        "Error in MIXED operator `nvidia.dali.fn.decoders.image`: Can't allocate 129499136 bytes on device 0.",
+        "nvJPEG error (5): The user-provided allocator functions, for either memory type, returned a non-zero code.",
+        "Failed to find any forward convolution algorithm.  with workspace size of 1073741824 bytes",
         "Failed to allocate CPU Memory",
         "Check failed: [SetShapeType] Size of tensor you are trying to allocate is larger than 2^31 elements",
     ],

@@ -397,6 +397,7 @@ def _entry(entry):
     """What a network.json says of a .params file. Raises ValueError for what it cannot say."""
     name, digest, epoch, accuracy = (entry[field] for field in ("name", "sha256", "epoch", "accuracy"))
     known = accuracy is None or (type(accuracy) in (int, float) and 0 <= accuracy <= 1)
-    if not (_is_name(name) and isinstance(digest, str) and type(epoch) is int and epoch > 0 and known):
+    named = _is_name(name) and "/" not in name and isinstance(digest, str)
+    if not (named and type(epoch) is int and epoch > 0 and known):
         raise ValueError(f"it says of a .params file {json.dumps(entry)[:80]}")
     return entry
