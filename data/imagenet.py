@@ -32,7 +32,7 @@ from data.folders import list_images
 from data.images import FORMATS, opened, upright_rgb
 from data.records import LARGEST_IMAGE, locked, replacement, write_encoded
 
-__all__ = ["JpegOptions", "as_jpeg", "open_imagenet", "prepare"]
+__all__ = ["MEAN", "STD", "JpegOptions", "as_jpeg", "open_imagenet", "prepare"]
 
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 SHOWN = 5  # file names in a message

@@ -8,7 +8,7 @@ __all__ = ["generator"]
 
 
 def generator(seed, purpose, *coordinates):
-    """A numpy Generator for one purpose at one point of a training: ``generator(seed, "crop", epoch, step, shard)``.
+    """A numpy Generator for one purpose at one point: ``generator(seed, "augmentation", epoch, step, shard)``.
 
     Nothing is carried from one draw to the next: repeating a run, starting in the middle of an epoch and giving every
     device draws of its own are all a matter of asking with the same or other coordinates.

@@ -42,7 +42,7 @@ class MeasuredSteps:
     ----------
     group : training.distributed.process_group.SingleProcess
     args : argparse.Namespace
-        This script's flags.
+        The flags of scripts.benchmark_sync.
 
     Attributes
     ----------

@@ -33,7 +33,7 @@ from training.recomputation import Recomputation
 from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
 
-__all__ = ["chains", "measure_form", "measure_loader", "measure_operators"]
+__all__ = ["chains", "in_turns", "input_shape", "make_net", "measure_form", "measure_loader", "measure_operators"]
 
 FAMILIES = {"cifar": (get_attention_cifar, 10), "imagenet": (get_attention_net, 1000)}  # with the number of classes
 ON_ONE = SingleProcess([mx.cpu()])

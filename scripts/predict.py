@@ -79,18 +79,12 @@ def predict(args):
 
 
 def batches(paths, size, description):
-    """Read images: (list of `Example`, [(path, reason)] of what is none) for every ``size`` paths."""
-    from training.prediction import read_example
+    """`training.prediction.read_examples` of every ``size`` paths."""
+    from training.prediction import read_examples
 
     left = iter(paths)
     while some := list(islice(left, size)):
-        examples, failures = [], []
-        for path in some:
-            try:
-                examples.append(read_example(path, description))
-            except ValueError as error:
-                failures.append((path, error))
-        yield examples, failures
+        yield read_examples(some, description)
 
 
 def best_guesses(net, examples, description, count):

@@ -41,6 +41,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     prepare_mxnet(use_gpus=False)  # everything below imports MXNet
+    from data.views import list_pictures
     from training.attention_pictures import AttentionArtist, check_folders_apart
     from training.network_file import load_network
     from training.prediction import held_out_examples, read_examples
@@ -48,13 +49,14 @@ def main():
     net, description = load_network(args.params)
     if args.images:
         check_folders_apart(args.out, args.images)
-        examples, broken = read_examples(args.images, description)
+        examples, broken = read_examples(list_pictures(args.images), description)
     else:
         name = args.dataset or description.dataset
         examples, broken = held_out_examples(name, args.data_dir, args.count, description), []
-    artist = AttentionArtist(net, description, args.out)
-    for path in chain([artist.overview(examples)], artist.each(examples, features=True)):
-        print(one_line(path), flush=True)
+    if examples:
+        artist = AttentionArtist(net, description, args.out)
+        for path in chain([artist.overview(examples)], artist.each(examples, features=True)):
+            print(one_line(path), flush=True)
     if broken:
         raise UserError("; ".join(f"cannot read {path}: {reason}" for path, reason in broken))
 

@@ -32,6 +32,8 @@ from training.trained import params_path
 __all__ = [
     "DEPTHS",
     "DEPTH_HELP",
+    "LEARNINGS",
+    "NETWORKS",
     "RESNET",
     "UNITS",
     "add_evaluation_flags",

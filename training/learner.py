@@ -19,6 +19,7 @@ from training.state import TrainingState
 from training.weight_average import WeightAverage
 
 __all__ = [
+    "INITIALIZER",
     "GradientNotFinite",
     "Learner",
     "LearnerOptions",
@@ -100,8 +101,10 @@ class Learner:
         The one that trains, and the one that is validated and saved.
     average_net : HybridBlock or None
         The one with the average of the weights, which is validated and saved as well.
+    trainer : training.flat_arrays.FlatTrainer
     state : training.state.TrainingState
         All arrays that the training goes on from.
+    group : training.distributed.process_group.SingleProcess
     """
 
     def __init__(self, make_net, group, optimizer, seed, options=PLAIN_LEARNER):

@@ -9,7 +9,7 @@ from base.errors import UserError
 from base.text import one_line
 from data.datasets import open_dataset, photographs, small_images
 from data.loader import Loader, LoaderOptions
-from data.views import denormalized, list_pictures, normalized, read_view
+from data.views import denormalized, normalized, read_view
 
 __all__ = [
     "Example",
@@ -43,18 +43,13 @@ def read_example(path, description):
 
 
 def read_examples(paths, description):
-    """The images of files and folders: (list of `Example`, [(path, reason)] of the files that are no images).
-
-    Raises UserError where there is no image among them.
-    """
+    """The images of files: (list of `Example`, [(path, reason)] of the files that are no images)."""
     examples, broken = [], []
-    for path in list_pictures(paths):
+    for path in paths:
         try:
             examples.append(read_example(path, description))
         except ValueError as error:
             broken.append((path, error))
-    if not examples:
-        raise UserError("; ".join(f"cannot read {path}: {reason}" for path, reason in broken))
     return examples, broken
 
 

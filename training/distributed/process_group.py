@@ -183,7 +183,7 @@ class ProcessGroup(SingleProcess):
         super().__init__(contexts(num_gpus, first=self.local_rank))
 
     def start_sum(self, array, name, priority=0):
-        """Begin to replace an NDArray by its sum over the processes; with a name it is always the same array.
+        """Begin to replace an NDArray by its sum over the processes; under one name it is always the same array.
 
         Reading the array waits for the end, and so does `wait`, which gives up in the end.
         """

@@ -18,7 +18,7 @@ import numpy as np
 from base.errors import UserError
 from base.files import file_digest, fsync, open_regular, writing
 
-__all__ = ["Checkpoint", "Checkpoints"]
+__all__ = ["NEW", "Checkpoint", "Checkpoints"]
 
 FORMAT_VERSION = 1
 ARRAYS, MANIFEST = "arrays.bin", "manifest.json"
