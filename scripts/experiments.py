@@ -23,6 +23,7 @@ from base.files import open_regular, writing
 from base.flags import OneLineParser, bounded_int
 from base.runtime import prepare_mxnet, real_core_count
 from training.flags import RESNET, parse_arguments, training_parser
+from training.run.files import RunPaths
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 1024  # seeds, GPUs of a machine, trainings side by side
@@ -344,7 +345,7 @@ def finished(run, epochs, log_dir):
     if not ended_well(run, log_dir):
         return None
     try:
-        with io.TextIOWrapper(open_regular(log_dir / "text" / f"{run}.csv"), newline="") as file:
+        with io.TextIOWrapper(open_regular(RunPaths(log_dir, run).csv), newline="") as file:
             rows = [{column: float(text) for column, text in row.items()} for row in csv.DictReader(file)]
         whole = rows and {"val_accuracy", "seconds"} <= set(rows[-1]) and rows[-1]["epoch"] >= epochs
         return rows if whole else None
@@ -355,7 +356,7 @@ def finished(run, epochs, log_dir):
 def ended_well(run, log_dir):
     """Whether a run, if it has all epochs, is finished: one that diverged in the last of them does not say so."""
     try:
-        with open_regular(log_dir / "text" / f"{run}.log") as file:
+        with open_regular(RunPaths(log_dir, run).log) as file:
             return b" Finished: " in file.read()
     except OSError:  # a CSV alone
         return True
@@ -381,7 +382,7 @@ def report(name, scale, trials, diverged, log_dir):
             continue
         rows = finished(trial.run, trial.epochs, log_dir)
         if rows is None:
-            path = log_dir / "text" / f"{trial.run}.csv"
+            path = RunPaths(log_dir, trial.run).csv
             raise UserError(f"{path} does not have the rows of its finished training any more: mend it")
         errors = [100 * (1 - row["val_accuracy"]) for row in rows]
         hours = sum(row["seconds"] for row in rows) / 3600

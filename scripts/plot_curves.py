@@ -18,7 +18,7 @@ from base.errors import UserError, run_command
 from base.files import open_regular
 from base.flags import OneLineParser
 from base.text import one_line
-from training.run.files import NO_CURVES
+from training.run.files import NO_CURVES, RunPaths
 
 CURVES = {
     "accuracy": {"train_metric": "training", "val_accuracy": "validation"},
@@ -181,7 +181,7 @@ def find_run(name, log_dir):
         return path
     if path.exists():
         return path
-    under = log_dir / "text" / f"{name}.csv"
+    under = RunPaths(log_dir, name).csv
     if not under.is_file():
         raise UserError(f"there is no run {name}: neither that file nor {under}")
     return under

@@ -15,6 +15,7 @@ from pathlib import Path
 from base.errors import UserError, run_command
 from base.flags import OneLineParser, non_negative_int, positive_int
 from scripts.experiments import ROOT, ended_well, finished
+from training.run.files import RunPaths
 
 PUBLISHED = Path(__file__).with_name("published_tricks.csv")
 WORKERS = 8  # of the published runs
@@ -178,7 +179,7 @@ def measured_accuracy(run, epochs, log_dir):
     """
     if done := finished(run, epochs, log_dir):
         return max(row["val_accuracy"] for row in done)
-    path = log_dir / "text" / f"{run}.csv"
+    path = RunPaths(log_dir, run).csv
     if path.is_file() and ended_well(run, log_dir) and len(path.read_bytes().splitlines()) > epochs:
         raise UserError(f"{path} is damaged: it has all epochs, and one that cannot be read")
     return None

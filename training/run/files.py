@@ -12,7 +12,7 @@ from pathlib import Path
 from base.errors import UserError
 from base.files import append, free_name, fsync, writing
 
-__all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "Written", "new_run"]
+__all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "RunPaths", "Written", "new_run"]
 
 DEFAULT_LOG_DIR = "./log"
 EVENTS = "events.out.tfevents."
@@ -53,8 +53,17 @@ class Written:
         return cls(sizes, digests, rows)
 
 
-class RunFiles:
-    """Where a run writes: LOG_DIR/board/RUN/, text/RUN.log, text/RUN.csv and params/RUN/.
+class RunPaths:
+    """Where a run is, which need not exist: LOG_DIR/board/RUN/, text/RUN.log, text/RUN.csv and params/RUN/."""
+
+    def __init__(self, log_dir, name):
+        self.log_dir, self.name = Path(log_dir), name
+        self.board, self.params = self.log_dir / "board" / name, self.log_dir / "params" / name
+        self.log, self.csv = (self.log_dir / "text" / f"{name}{suffix}" for suffix in (".log", ".csv"))
+
+
+class RunFiles(RunPaths):
+    """What a run writes.
 
     Parameters
     ----------
@@ -68,11 +77,7 @@ class RunFiles:
     """
 
     def __init__(self, log_dir, name, to_write=True):
-        self.log_dir, self.name = Path(log_dir), name
-        self.board = self.log_dir / "board" / name
-        self.log = self.log_dir / "text" / f"{name}.log"
-        self.csv = self.log_dir / "text" / f"{name}.csv"
-        self.params = self.log_dir / "params" / name
+        super().__init__(log_dir, name)
         self._rows = []  # of the CSV, whatever somebody makes of the file meanwhile
         self._digests = {}  # {path: (SHA-256 of its beginning, length of that)}
         lock = os.open(self.params, os.O_RDONLY)
@@ -237,12 +242,12 @@ def new_run(log_dir, name, stem):
 
 def _claim(log_dir, name):
     """Take a name, for this process alone, by making its log; False where any file of it exists."""
-    taken = (log_dir / "board" / name, log_dir / "text" / f"{name}.csv", log_dir / "params" / name)
-    if any(path.exists() for path in taken):
+    run = RunPaths(log_dir, name)
+    if any(path.exists() for path in (run.board, run.csv, run.params)):
         return False
     try:
-        (log_dir / "text" / f"{name}.log").open("x").close()
+        run.log.open("x").close()
     except FileExistsError:
         return False
-    (log_dir / "params" / name).mkdir()
+    run.params.mkdir()
     return True

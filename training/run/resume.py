@@ -8,7 +8,7 @@ from base.errors import UserError
 from base.files import open_regular, writing
 from training.distributed.launcher import launch_info
 from training.run.checkpoint import NEW, Checkpoint, Checkpoints
-from training.run.files import RunFiles, Written
+from training.run.files import RunFiles, RunPaths, Written
 from training.run.progress import TrainingProgress
 
 __all__ = ["Resumed", "begin_or_resume", "discard_unbegun", "find_newest", "open_run"]
@@ -89,14 +89,15 @@ def open_run(text, log_dir):
         if folder.parent.name != "params":  # the run's other files are found, and written, two levels up
             raise UserError(f"--resume {text} is not LOG_DIR/params/RUN, nor a checkpoint's folder in it")
         log_dir, text = folder.parent.parent, folder.name
-    if not (Path(log_dir) / "params" / text).is_dir():
-        raise UserError(f"--resume: there is no run {Path(log_dir) / 'params' / text}")
+    run = RunPaths(log_dir, text)
+    if not run.params.is_dir():
+        raise UserError(f"--resume: there is no run {run.params}")
     return Resumed(RunFiles(log_dir, text, to_write=launch_info().rank == 0), checkpoint_path)
 
 
 def begin_or_resume(log_dir, name):
     """The flags by which the same command begins a run and goes on with it: --run-name NAME or --resume NAME."""
-    return ["--resume" if Checkpoints(Path(log_dir, "params", name)).paths() else "--run-name", name]
+    return ["--resume" if Checkpoints(RunPaths(log_dir, name).params).paths() else "--run-name", name]
 
 
 def discard_unbegun(log_dir, name):
@@ -104,7 +105,8 @@ def discard_unbegun(log_dir, name):
 
     Raises UserError where another process is at work on it, and where that cannot be removed.
     """
-    folder, log = Path(log_dir, "params", name), Path(log_dir, "text", f"{name}.log")
+    run = RunPaths(log_dir, name)
+    folder, log = run.params, run.log
     if folder.is_dir() and not Checkpoints(folder).paths():
         with RunFiles(log_dir, name) as files, writing(folder):
             if not files.csv.exists() and all(path.name.endswith(NEW) for path in folder.iterdir()):
