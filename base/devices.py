@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import mxnet as mx
@@ -29,11 +30,19 @@ def contexts(num_gpus, first=0):
         which = f" from number {first} on" if first else ""
         raise UserError(f"--num-gpus {num_gpus}{which}: MXNet sees {present} here; --num-gpus 0 trains on the CPU")
     for index in range(first, first + num_gpus):
-        with contextlib.suppress(mx.base.MXNetError):  # it does not tell: then it may do
-            free, _ = mx.context.gpu_memory_info(index)
-            if free < LEAST_MEMORY:  # MXNet's own thread would fail to make its handles, and end the process
-                raise UserError(f"GPU {index} has {free / 1e6:.0f} MB free: another program uses it")
+        # MXNet's own thread would fail to make its handles there, and end the process
+        free = _free_memory(index)
+        if free < LEAST_MEMORY:
+            raise UserError(f"GPU {index} has {free / 1e6:.0f} MB free: another program uses it")
     return [mx.gpu(index) for index in range(first, first + num_gpus)]
+
+
+def _free_memory(index):
+    """The bytes that a GPU has free; infinitely many where it does not tell."""
+    try:
+        return mx.context.gpu_memory_info(index)[0]
+    except mx.base.MXNetError as error:
+        return 0 if is_out_of_memory(error) else math.inf
 
 
 def is_out_of_memory(error):

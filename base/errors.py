@@ -67,7 +67,7 @@ def report(error):
         return error.code
     if isinstance(error, MemoryError):
         error = UserError("out of memory")
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN_PACKAGES:
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] not in OWN_PACKAGES:
         error = UserError(f"{error.name} is not installed in {sys.executable}: scripts/setup.sh makes .venv with it")
     with contextlib.suppress(OSError):  # stderr may be what the system refuses
         if isinstance(error, KeyboardInterrupt):

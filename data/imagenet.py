@@ -106,9 +106,6 @@ def _listed_classes(path):
             return None
     if not all(names or [""]):
         raise UserError(f"{path} is empty, or a line of it is: it names the classes, one a line")
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise UserError(f"{path} names {twice} twice: each class has a name of its own")
     return names
 
 

@@ -309,9 +309,8 @@ def train_one(trial, place, environment, log_dir, trainings):
 
     Raises UserError where it fails otherwise, but for a signal.
     """
-    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
+    from training.run.resume import begin_or_resume  # which imports numpy
 
-    discard_unbegun(log_dir, trial.run)
     command = [sys.executable, "cifar10_train.py", *begin_or_resume(log_dir, trial.run), *trial.flags, *place]
     output, started = log_dir / "output" / f"{trial.run}.txt", time.monotonic()
     status = trainings.run(command, environment, output)

@@ -1,8 +1,8 @@
 """Horovod's launcher, for any MXNet: python -m scripts.horovodrun -np 2 --gloo COMMAND...
 
 horovodrun imports MXNet to see what Horovod was built for, and takes one that does not import for a Horovod without
-gloo. So the CUDA libraries that pip installed are loaded first. Workers told to stop have 30 seconds to save, not 5.
-All flags are horovodrun's own.
+gloo. So the CUDA libraries that pip installed are loaded first. Workers told to stop have 30 seconds to save, not 5,
+where /bin/sh is not bash; to what that starts, Horovod sends no SIGTERM. All flags are horovodrun's own.
 """
 
 import os

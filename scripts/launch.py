@@ -245,8 +245,9 @@ def supervise(commands):
         return wait(started, received)
     finally:
         send(signal.SIGKILL, started.values())  # what they have started themselves
+        until = time.monotonic() + 30
         for reader in readers:
-            reader.join(30)
+            reader.join(max(0, until - time.monotonic()))
 
 
 def start(command, environ):

@@ -80,10 +80,8 @@ def main():
     run = run_name(args.scale, args.row)
     flags = row_flags(rows[args.row - 1], SCALES[args.scale], args.num_gpus)
     place = ["--data-dir", args.data_dir, "--log-dir", str(args.log_dir)]
-    from training.run.resume import begin_or_resume, discard_unbegun  # which import numpy
+    from training.run.resume import begin_or_resume  # which imports numpy
 
-    if not args.dry_run:
-        discard_unbegun(args.log_dir, run)
     training = ["cifar10_train.py", *begin_or_resume(args.log_dir, run), *flags, *place]
     print(shlex.join(["python3", *training]), flush=True)
     if not args.dry_run:

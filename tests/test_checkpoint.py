@@ -162,7 +162,9 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path, monkeypatch, name):
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(UserError, match=f"cannot read .*000002/{name}: Input/output error"):
+    with pytest.raises(
+        UserError, match=f"cannot read .*000002/{name}: Input/output error; --resume .*000001 is the one before"
+    ):
         checkpoints.newest_whole()
     monkeypatch.undo()
     assert checkpoints.newest_whole()[0].facts == {"number": 2}

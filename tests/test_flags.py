@@ -17,6 +17,7 @@ from training.flags import (
     MASKS,
     MAY_CHANGE,
     NOT_SETTINGS,
+    OF_TRAINING,
     UNITS,
     add_evaluation_flags,
     parse_arguments,
@@ -160,12 +161,14 @@ def test_help_shows_the_defaults_of_a_recipe():
     assert "gammas and betas (default: on)" in shown
 
 
-def test_flags_without_effect_are_named(capsys):
+def test_flags_without_effect_are_named_once(capsys, monkeypatch):
     parse("--alpha", "0.2", "--lr-mode", "cosine", "--lr-steps", "5", "--mix-up-off-epochs", "3")
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" does nothing ")[0] for line in lines] == ["--mix-up-off-epochs", "--alpha", "--lr-steps"]
     parse("--alpha", "0.2", "--mix-up", "1", "--lr-steps", "5", "--mix-up-off-epochs", "3")
     parse("--alpha", "1.0", "--mix-up", "0")
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    parse("--alpha", "0.2")
     assert capsys.readouterr().err == ""
 
 
@@ -361,7 +364,21 @@ def test_recipes_of_the_small_images_are_the_published_ones(monkeypatch):
     erasing = {value: parsed("--recipe", "best", "--cutout", value) for value in ("0", "16")}
     assert [(args.cutout, args.random_erasing) for args in erasing.values()] == [(0, 0.5), (16, None)]
     assert parsed("--recipe", "best", "--cutout", "16", "--random-erasing", "0").cutout == 16
-    assert (parsed("--recipe", "best", "--epochs", "30").epochs, best.settings["recipe"]) == (30, "best")
+    short = parsed("--recipe", "best", "--epochs", "10")
+    assert (short.epochs, short.mix_up_off_epochs, best.settings["recipe"]) == (10, 1, "best")
+
+
+def test_a_recipe_with_another_flag_finds_its_own_run(saved, monkeypatch):
+    import cifar10_train
+
+    def parsed(*flags):
+        monkeypatch.setattr(sys, "argv", ["cifar10_train.py", *flags])
+        return parse_arguments(training_parser("", datasets=["cifar10"], recipes=cifar10_train.RECIPES), list(flags))
+
+    flags = ("--recipe", "best", "--cutout", "16", "--seed", "1")
+    place = saved(parsed(*flags).settings)
+    found = parsed(*flags, *place[:2], "--resume", "auto")
+    assert found.resumed and (found.cutout, found.random_erasing) == (16, None)
 
 
 def test_the_variants_are_those_of_the_attention_modules():
@@ -390,5 +407,7 @@ def test_variants_that_contradict_each_other_are_refused(flags, capsys):
 def test_the_repositorys_network_goes_by_its_name():
     parser = training_parser("test", datasets=["cifar10"])
     add_evaluation_flags(parser)
+    of_photographs = {"colour_jitter", "lighting"}
+    assert {action.dest for action in parser._actions} >= OF_TRAINING - of_photographs
     args = parse_arguments(parser, ["--eval-only", "--params", DEFAULT, "--init", DEFAULT])
     assert args.params == args.init == str(trained_params(DEFAULT))

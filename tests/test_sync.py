@@ -182,12 +182,13 @@ def test_gradients_in_half_precision_nearly_take_the_same_steps(processes, tmp_p
     assert 0 < max(differences) < 1e-2
 
 
+@pytest.mark.skipif(os.path.realpath("/bin/sh").endswith("bash"), reason="Horovod would kill what bash starts at once")
 def test_horovods_launcher_gives_a_worker_time_to_save(processes):
     slow = "trap 'sleep 7; echo saved; exit' TERM; echo ready; while :; do sleep 0.1; done"
     job = run_horovod(processes, 1, "bash", "-c", slow)
     wait_for(processes, "job", "ready")
     os.kill(job.pid, signal.SIGTERM)
-    wait_for(processes, "job", "saved", seconds=25)
+    wait_for(processes, "job", "saved", seconds=60)
 
 
 def fit(folder, digits, *flags, what="fit"):

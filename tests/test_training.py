@@ -48,7 +48,7 @@ def test_a_run_is_named_by_data_set_depth_and_time(finished):
     (log,) = (folder / "text").glob("*.log")
     assert re.fullmatch(r"digits_attention56_\d{12}", log.stem)
     written = datetime.strptime(log.stem[-12:], "%Y%m%d%H%M")
-    assert abs((datetime.now() - written).total_seconds()) % 3600 < 1800  # summer time may end in between
+    assert abs((datetime.now() - written).total_seconds()) < 1.5 * 3600  # summer time may end in between
     assert list((folder / "board" / log.stem).glob("events.out.tfevents.*"))
 
 

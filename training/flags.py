@@ -25,6 +25,7 @@ from base.flags import (
     positive_ints,
 )
 from base.output import lasting_output
+from training.distributed.launcher import launch_info
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
 from training.trained import params_path
@@ -417,19 +418,49 @@ def add_evaluation_flags(parser):
 
 # What an evaluation cannot heed.
 OF_TRAINING = {
-    *("cutout", "random_erasing", "label_noise", "init", "freeze", "memory_saving", "gradient_compression", "epochs"),
-    *("optimizer", "accumulate", "lr", "lr_per", "momentum", "wd", "lr_mode", "lr_steps", "lr_factor", "warmup_epochs"),
-    *("no_wd", "last_gamma", "clip_grad", "ema", "nan_action", "mix_up", "alpha", "cutmix", "mix_up_off_epochs"),
-    *("epsilon", "run_name", "save_period", "viz_period", "checkpoint_minutes", "resume", "colour_jitter", "lighting"),
+    "cutout",
+    "random_erasing",
+    "label_noise",
+    "init",
+    "freeze",
+    "memory_saving",
+    "gradient_compression",
+    "epochs",
+    "optimizer",
+    "accumulate",
+    "lr",
+    "lr_per",
+    "momentum",
+    "wd",
+    "lr_mode",
+    "lr_steps",
+    "lr_factor",
+    "warmup_epochs",
+    "no_wd",
+    "last_gamma",
+    "clip_grad",
+    "ema",
+    "nan_action",
+    "mix_up",
+    "alpha",
+    "cutmix",
+    "mix_up_off_epochs",
+    "epsilon",
+    "run_name",
+    "save_period",
+    "viz_period",
+    "checkpoint_minutes",
+    "resume",
+    "colour_jitter",
+    "lighting",
 }
 
 
 def check_evaluation_flags(parser, args):
     """End with status 2 where the flags for an evaluation contradict each other."""
-    if args.eval_only and not OF_TRAINING.isdisjoint(args.given):
-        parser.error(
-            f"--eval-only trains nothing: {_flag(sorted(OF_TRAINING.intersection(args.given))[0])} is for that"
-        )
+    useless = sorted(OF_TRAINING.intersection(args.given))
+    if args.eval_only and useless:
+        parser.error(f"--eval-only trains nothing: {_flag(useless[0])} is for that")
     if args.eval_only != (args.params is not None):
         parser.error("--eval-only and --params need each other")
     if args.out is not None and not args.eval_only:
@@ -448,16 +479,16 @@ def parse_arguments(parser, argv=None):
     """
     defaults = vars(parser.parse_args([]))
     given = _given(parser, sys.argv[1:] if argv is None else argv, defaults)
+    if given.get("cutout") and "random_erasing" not in given:
+        defaults["random_erasing"] = None  # not the recipe's
     flags, resumed = {**defaults, **given}, None
     if flags["resume"] is not None:
         flags, resumed = _resumed(parser, defaults, given)
-    elif given.get("cutout") and "random_erasing" not in given:
-        flags["random_erasing"] = None  # the recipe's
     if flags["seed"] is None:
         flags["seed"] = secrets.randbelow(2**31)
     args = argparse.Namespace(**flags)
-    if args.mix_up_off_epochs is None:
-        args.mix_up_off_epochs = args.epochs // 10
+    if args.mix_up_off_epochs is None or (args.mix_up_off_epochs >= args.epochs and "mix_up_off_epochs" not in given):
+        args.mix_up_off_epochs = args.epochs // 10  # a recipe's may be more than there are
     if args.warmup_epochs >= args.epochs:
         parser.error(f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}")
     _check_network(parser, args)
@@ -478,8 +509,9 @@ def parse_arguments(parser, argv=None):
         if isinstance(value, str) and CONTROLS.search(value) and not flags.get("eval_only"):
             parser.error(f"{_flag(name)} {value}: a control character, with which no run could go on")
     args.resumed, args.given = resumed, sorted(given)
-    for name, reason in idle_flags(args).items():
-        print(f"{_flag(name)} does nothing {reason}", file=sys.stderr, flush=True)
+    if launch_info().rank == 0 and not flags.get("eval_only"):
+        for name, reason in idle_flags(args).items():
+            print(f"{_flag(name)} does nothing {reason}", file=sys.stderr, flush=True)
     args.may_write_data = resumed is None or "data_dir" in given or args.data_dir == defaults["data_dir"]
     return args
 

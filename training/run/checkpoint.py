@@ -22,7 +22,8 @@ __all__ = ["NEW", "Checkpoint", "Checkpoints"]
 
 FORMAT_VERSION = 1
 ARRAYS, MANIFEST = "arrays.bin", "manifest.json"
-NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL}  # EINVAL: `open_regular`'s
+# What the system says of a path that leads to no regular file; EINVAL is `open_regular`'s.
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL}
 NEW, OLD = ".new", ".old"  # of a checkpoint that is being written, or removed
 DTYPES = ("float16", "float32")
 
@@ -125,16 +126,18 @@ class Checkpoints:
     def newest_whole(self):
         """(`Checkpoint`, the damaged ones that are newer, a line each).
 
-        Raises UserError where no checkpoint is whole.
+        Raises UserError where no checkpoint is whole, and where the disk does not give one that may be.
         """
-        damaged = []
-        for path in self.paths():
+        damaged, paths = [], self.paths()
+        for path, before in zip(paths, [*paths[1:], None]):
             try:
                 checkpoint = Checkpoint(path)
                 checkpoint.verify()
                 return checkpoint, damaged
             except ValueError as error:
                 damaged.append(f"{path} is damaged: {error}")
+            except UserError as error:
+                raise UserError(f"{error}; --resume {before} is the one before" if before else error) from None
         reason = f": {'; '.join(damaged)}" if damaged else ""
         raise UserError(f"{self._folder} holds no checkpoint to go on from{reason}")
 

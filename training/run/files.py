@@ -88,6 +88,8 @@ class RunFiles(RunPaths):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"the run {name} in {log_dir} is being written by another process") from None
+        if not os.fstat(lock).st_nlink:
+            raise UserError(f"the run {name} in {log_dir} was removed by another process, which begins it too")
 
     def __enter__(self):
         return self
@@ -233,11 +235,11 @@ def new_run(log_dir, name, stem):
         for folder in ("board", "text", "params"):
             (log_dir / folder).mkdir(parents=True, exist_ok=True)
         chosen = next((name for name in candidates if _claim(log_dir, name)), None)
+        if chosen is None:
+            raise UserError(f"the run {candidates[0]} exists in {log_dir}: choose another --run-name")
+        return RunFiles(log_dir, chosen)
     except OSError as error:
         raise UserError(f"cannot write under --log-dir {log_dir}: {error.strerror or error}") from None
-    if chosen is None:
-        raise UserError(f"the run {candidates[0]} exists in {log_dir}: choose another --run-name")
-    return RunFiles(log_dir, chosen)
 
 
 def _claim(log_dir, name):
