@@ -19,11 +19,11 @@ def training(tmp_path, digits):
     """A training as a process that has begun to take its steps."""
     sets = digits.records["train"].parents[2]
     command = [sys.executable, "cifar10_train.py", "--dataset", "digits", "--data-dir", sets, "--log-dir", tmp_path]
-    command += ["--epochs", 1, "--limit", 240, "--batch-size", 4, "--seed", 1, "--run-name", "run", "--log-interval", 1]
+    command += ["--epochs", 1, "--limit", 120, "--batch-size", 4, "--seed", 1, "--run-name", "run", "--log-interval", 1]
     process = subprocess.Popen(
         list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while "step 2/60" not in process.stdout.readline():
+    while "step 2/30" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
     yield process
     process.kill()
