@@ -88,7 +88,7 @@ class RunFiles(RunPaths):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"the run {name} in {log_dir} is being written by another process") from None
-        if not os.fstat(lock).st_nlink:
+        if not (self.params.exists() and os.path.samestat(os.fstat(lock), self.params.stat())):
             raise UserError(f"the run {name} in {log_dir} was removed by another process, which begins it too")
 
     def __enter__(self):
