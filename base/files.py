@@ -49,7 +49,7 @@ def write_whole(path, source):
     with writing(path):
         for left in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.new"):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > 3600:
+                if time.time() - left.lstat().st_mtime > 3600:
                     left.unlink()
         try:
             with open(temporary, "wb") as file:
