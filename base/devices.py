@@ -11,7 +11,6 @@ from base.errors import UserError
 
 __all__ = ["contexts", "explaining_memory", "in_own_thread", "is_out_of_memory"]
 
-
 LEAST_MEMORY = 600e6  # bytes
 
 
@@ -46,7 +45,7 @@ def _free_memory(index):
 
 
 def is_out_of_memory(error):
-    """Whether an exception of MXNet's or of DALI's says that a device's memory, or the machine's, is used up."""
+    """Whether an exception of Python's, MXNet's or DALI's says that a device's memory, or the machine's, is used up."""
     words = (
         "out of memory",
         "memoryallocation",
@@ -58,7 +57,7 @@ def is_out_of_memory(error):
         "convolution algorithm",  # MXNet's where cuDNN has no room left to try any
         "2^31 elements",
     )
-    return any(word in str(error).lower() for word in words)
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 @contextlib.contextmanager
@@ -67,7 +66,7 @@ def explaining_memory(flags="--batch-size or --memory-saving"):
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # MXNetError is a kind of the former
-        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise UserError(f"out of memory: a smaller {flags} needs less") from None
 

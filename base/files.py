@@ -2,13 +2,11 @@
 
 import contextlib
 import errno
-import glob
 import hashlib
 import itertools
 import os
 import shutil
 import stat
-import time
 
 from base.errors import UserError
 
@@ -42,15 +40,10 @@ def append(path, data):
 def write_whole(path, source):
     """Write a binary file object's rest under another name, then rename: ``path`` holds the old bytes or all new ones.
 
-    What a process that was killed leaves is PATH.NUMBER.new, which the next one removes after an hour. Raises UserError
-    where the disk refuses.
+    What a process that was killed leaves is PATH.NUMBER.new. Raises UserError where the disk refuses.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # others may write the same file at the same time
     with writing(path):
-        for left in path.parent.glob(f"{glob.escape(path.name)}.[0-9]*.new"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left.lstat().st_mtime > 3600:
-                    left.unlink()
         try:
             with open(temporary, "wb") as file:
                 shutil.copyfileobj(source, file)

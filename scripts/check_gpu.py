@@ -207,13 +207,15 @@ def check_half_learning(machine):
 
 def check_resuming(machine):
     """A run that is killed and resumed ends as one that was left alone: on a CPU to the bit, on a GPU with its rows."""
+    from training.run.checkpoint import Checkpoints
+
     flags = ("--epochs", 2, "--limit", 64, "--checkpoint-minutes", 0)
     rows = machine.train("whole", *flags)
     process = subprocess.Popen(
         machine.command("killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder, until = machine.folder / "params" / "killed", time.monotonic() + LONGEST
-    while not any(path.name >= "checkpoint-000003" for path in folder.glob("checkpoint-??????")):
+    checkpoints, until = Checkpoints(machine.folder / "params" / "killed"), time.monotonic() + LONGEST
+    while not any(path.name >= "checkpoint-000003" for path in checkpoints.paths()):
         if process.poll() is not None or time.monotonic() > until:
             break
         time.sleep(0.05)

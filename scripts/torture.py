@@ -23,7 +23,7 @@ import numpy as np
 from base.errors import EXIT_INTERRUPTED, UserError, run_command
 from base.flags import OneLineParser, non_negative_float, non_negative_int, positive_int
 from training.run.checkpoint import Checkpoints
-from training.run.files import ABANDONED
+from training.run.files import ABANDONED, RunPaths
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMINGS = 2  # columns at a CSV's end
@@ -415,9 +415,10 @@ def outcome(log_dir):
         raise UserError(f"{len(runs)} trainings have checkpoints under {log_dir}")
     (params,) = runs
     checkpoint, damaged = Checkpoints(params).newest_whole()
-    lines = (log_dir / "text" / f"{params.name}.csv").read_text().splitlines()
-    logs = [epochs_of(path) for path in (log_dir / "text").glob(f"{params.name}.log*")]  # those moved aside too
-    events = sorted((log_dir / "board" / params.name).iterdir())
+    run = RunPaths(log_dir, params.name)
+    lines = run.csv.read_text().splitlines()
+    logs = [epochs_of(path) for path in run.log.parent.glob(f"{run.log.name}*")]  # those moved aside too
+    events = sorted(run.board.iterdir())
     return {
         "state": {name: array.tobytes() for name, array in checkpoint.arrays().items()},
         "damaged checkpoints": damaged,
