@@ -45,7 +45,7 @@ def small_net(classes):
 
 
 def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=40):
-    """Train the small network; ``interrupt`` is called with (epoch, step) before every batch is mixed."""
+    """Train the small network; ``interrupt`` is called with (epoch, step) before every step."""
     gc.collect()  # a refused run is let go of with the traceback that held it
     parser = training_parser("test", datasets=["digits"], batch_size=8)
     args = parse_arguments(parser, [str(flag) for flag in ("--log-dir", folder, *flags)])
@@ -60,14 +60,6 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
     mixup_epochs = args.mix_up * (args.epochs - args.mix_up_off_epochs)
     transform = TargetTransform(10, args.alpha, mixup_epochs=mixup_epochs, epsilon=0.1, seed=1)
 
-    class Interrupted:
-        metric_name = staticmethod(transform.metric_name)
-
-        def __call__(self, batch):
-            if interrupt is not None:
-                interrupt(*batch.coordinates[:2])
-            return transform(batch)
-
     names = {field.name for field in dataclasses.fields(RunOptions)} - {"stem", "network", "origin"}
     options = {name: getattr(args, name) for name in names}
     options |= {"stem": "digits", "network": describe(digits, "cifar", 56, "bottleneck")}
@@ -80,7 +72,13 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
             lambda: small_net(10), group, optimizer_options(args), args.seed, LearnerOptions(ema=args.ema)
         )
         rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, Falls(args.lr_steps))
-        fit(learner, run, loaders, Interrupted(), rates, args.epochs)
+
+        def interrupted_rates(step):
+            if interrupt is not None:
+                interrupt(*divmod(step, steps))
+            return rates(step)
+
+        fit(learner, run, loaders, transform, interrupted_rates, args.epochs)
 
 
 def stop_at(*moments, number=signal.SIGTERM):

@@ -23,6 +23,7 @@ def fit(learner, run, loaders, transform, learning_rate, epochs):
     loaders : 2 data.loader.ShardedLoader
         Of the training and of the validation images.
     transform : data.mixup.TargetTransform
+        Applied to a step's images while the devices compute the step before it.
     learning_rate : callable
         From the step (0 is the first) to the rate.
     epochs : int
@@ -62,9 +63,9 @@ def train_epoch(learner, run, loader, transform, learning_rate):
     progress.averages = Averages.of(["loss", *TRAINING_METRICS], known=progress.averages)
     started = time.monotonic() - progress.seconds
     with run.progress_bar(loader.steps, done=progress.step) as bar:
-        ahead = Ahead(loader.epoch(progress.epoch, progress.step))
-        for batches in ahead:
-            examples = [transform(batch) for batch in batches]
+        loaded = loader.epoch(progress.epoch, progress.step)
+        ahead = Ahead([transform(batch) for batch in batches] for batches in loaded)
+        for examples in ahead:
             rate = learning_rate(progress.global_step)
             try:
                 found = learner.step(examples, rate, progress.epoch, progress.step, meanwhile=ahead.fetch)
