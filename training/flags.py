@@ -92,8 +92,8 @@ MAY_CHANGE = (
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no saved setting has
 
-EXIT_STATUSES = """exit status: 0 finished; 2 bad input, or a machine that lacks something (a file, a GPU, disk space,
-another worker); 3 the loss or the parameters are not finite; 129 stopped by SIGHUP; 130 by
+EXIT_STATUSES = """exit status: 0 finished; 1 a fault of the program; 2 bad input, or a machine that lacks something (a
+file, a GPU, disk space, another worker); 3 loss, gradient or parameters are not finite; 129 stopped by SIGHUP; 130 by
 Ctrl-C; 143 by SIGTERM"""
 
 
