@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from base.runtime import real_core_count
+from base.runtime import THREAD_VARIABLES, real_core_count
 from model import get_attention_cifar, get_attention_net
 from model.summary import multiply_adds
 from scripts.measurements import as_block, chains, ready_net
@@ -20,7 +20,7 @@ from tests.test_model import operators
 
 def benchmark(*flags, script=("-m", "scripts.benchmark")):
     command = [sys.executable, *script, "--batch-size", "2", "--input-size", "16", "--rounds", "1", *flags]
-    environ = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environ = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
 
 

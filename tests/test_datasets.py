@@ -71,6 +71,7 @@ def test_a_damaged_binary_file_is_named(tmp_path, content, complaint):
 def test_without_data_or_network_both_ways_out_are_named(tmp_path, monkeypatch):
     unreachable = cifar_archives["cifar10"]._replace(url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setitem(cifar_archives, "cifar10", unreachable)
+    monkeypatch.setattr("data.download.BACKOFF", 0)
     with pytest.raises(UserError, match="data_batch_1.bin.*--data-dir.*--dataset digits") as raised:
         open_cifar("cifar10", tmp_path)
     assert "\n" not in str(raised.value)

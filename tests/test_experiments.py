@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from base.errors import UserError
+from base.runtime import THREAD_VARIABLES
 from scripts import experiments
 from scripts.experiments import (
     EXPERIMENTS,
@@ -140,6 +141,25 @@ def test_a_training_that_diverges_is_left_out_and_the_others_go_on(tmp_path, cap
     report("name-full", "full", [*trials, other], [*diverged, other], tmp_path)
     table = (tmp_path / "name-full.md").read_text()
     assert "| v | 2, and 1 diverged | 40.00 ± 0.00 |" in table and "| w | 0, and 1 diverged |  |" in table
+
+
+def test_trainings_side_by_side_have_a_gpu_and_its_share_of_the_threads_each(tmp_path, monkeypatch):
+    trials = [Trial(f"run-{seed}", Variant("v", ""), seed, [], 2) for seed in (1, 2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    for variable in THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(experiments, "real_core_count", lambda: 8)
+    monkeypatch.chdir(tmp_path)
+    together, begun = threading.Barrier(2, timeout=60), []
+
+    def run(command, environment, output):
+        together.wait()
+        begun.append((environment["CUDA_VISIBLE_DEVICES"], environment["OMP_NUM_THREADS"]))
+        assert command[command.index("--data-dir") + 1] == str(tmp_path / "sets"), "whatever folder it runs in"
+        return 0
+
+    train_all(trials, ["--data-dir", "sets"], tmp_path, 2, True, SimpleNamespace(run=run, stopped=None))
+    assert sorted(begun) == [("3", "4"), ("5", "4")]
 
 
 def test_another_precision_has_other_runs_and_results():

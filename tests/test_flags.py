@@ -396,6 +396,9 @@ def test_the_variants_are_those_of_the_attention_modules():
         ("--mask", "none", "--learning", "naive"),
         ("--model", "resnet", "--attention", "spatial"),
         ("--model", "resnet", "--modules", "1,1,1"),
+        ("--model", "resnet", "--mask", "local"),
+        ("--model", "resnet", "--viz-period", "1"),
+        ("--mask", "none", "--viz-period", "1"),
     ],
 )
 def test_variants_that_contradict_each_other_are_refused(flags, capsys):
@@ -408,6 +411,12 @@ def test_the_repositorys_network_goes_by_its_name():
     parser = training_parser("test", datasets=["cifar10"])
     add_evaluation_flags(parser)
     of_photographs = {"colour_jitter", "lighting"}
-    assert {action.dest for action in parser._actions} >= OF_TRAINING - of_photographs
+    known = {action.dest for action in parser._actions}
+    assert known >= OF_TRAINING - of_photographs
+    assert known - OF_TRAINING == {
+        *("help", "dataset", "data_dir", "workers", "limit", "num_layers", "unit", "modules", "attention", "learning"),
+        *("mask", "num_gpus", "float16", "bfloat16", "sync", "sync_timeout", "batch_size", "tta", "seed", "log_dir"),
+        *("log_interval", "eval_only", "params", "out"),
+    }, "what an evaluation heeds"
     args = parse_arguments(parser, ["--eval-only", "--params", DEFAULT, "--init", DEFAULT])
     assert args.params == args.init == str(trained_params(DEFAULT))

@@ -23,7 +23,7 @@ LAUNCH = [sys.executable, "scripts/launch.py"]
 SEVERAL = ["--workers", "2", "--servers", "1", "--scheduler", "127.0.0.1:9000"]
 
 # What a worker prints of its environment.
-VARIABLES = r"^(DMLC_|BYTEPS_|PORT$|OMP_NUM_THREADS|NVIDIA_VISIBLE_DEVICES)"
+VARIABLES = r"^(DMLC_|BYTEPS_|PORT$|OMP_NUM_THREADS|MXNET_OMP_MAX_THREADS|NVIDIA_VISIBLE_DEVICES)"
 
 
 @pytest.fixture

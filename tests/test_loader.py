@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from data.augmentation import Cutout, RandomErasing, WholeImage
+from data.augmentation import Cutout, PaddedCrop, RandomErasing, WholeImage
 from data.loader import WHOLE, Loader, LoaderOptions, Shard, ShardedLoader, copied, label_shifts
 from data.records import Records
 
@@ -16,6 +16,18 @@ from data.records import Records
 def make_loader(dataset, batch_size=10, training=True, shard=0, num_shards=1, **options):
     options = LoaderOptions(batch_size, **{"seed": 1, **options})
     return Loader(dataset, "train", options, mx.cpu(), training, Shard(shard, num_shards))
+
+
+def test_crops_reach_all_corners_of_the_frame_alike():
+    (corners,) = PaddedCrop(4).draw([b""] * 4000, np.random.default_rng(0))
+    values, counts = np.unique(corners, return_counts=True)
+    assert values.tolist() == list(range(-4, 5)) and counts.min() > 0.8 * counts.max()
+
+
+def test_another_seed_has_another_order(numbered):
+    dataset = numbered(50)
+    first, again, other = (make_loader(dataset, seed=seed)._order(0).tolist() for seed in (1, 1, 2))
+    assert first == again != other
 
 
 def test_crops_are_others_in_each_epoch_step_and_shard(numbered):

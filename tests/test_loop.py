@@ -540,11 +540,15 @@ def test_what_the_flags_say_reaches_the_training(tmp_path, digits, monkeypatch):
     flags = ("--epochs", 20, "--warmup-epochs", 2, "--lr", 0.5, "--lr-mode", "cosine", "--mix-up", 1, "--alpha", 0.3)
     flags += ("--cutmix", 0.7, "--mix-up-off-epochs", 4, "--epsilon", 0.2, "--label-noise", 0.4, "--workers", 3)
     flags += ("--random-erasing", 0.6, "--accumulate", 2, "--clip-grad", 3, "--ema", 0.9, "--tta")
-    flags += ("--optimizer", "sgd", "--momentum", 0.8, "--wd", 0.01)
-    learner, _, loaders, transform, rates, epochs = handed_over(
+    flags += ("--optimizer", "sgd", "--momentum", 0.8, "--wd", 0.01, "--nan-action", "skip", "--save-period", 5)
+    flags += ("--checkpoint-minutes", 7, "--log-interval", 11)
+    learner, run, loaders, transform, rates, epochs = handed_over(
         monkeypatch, tmp_path, digits._replace(mirror=True), *flags
     )
     assert learner._options == LearnerOptions("float32", False, 2, 3, 0.9, True)
+    options = run._options
+    assert (options.nan_action, options.save_period, options.viz_period) == ("skip", 5, 0)
+    assert (options.checkpoint_minutes, options.log_interval) == (7, 11)
     assert {p.grad_req for p in learner.net.collect_params().values()} == {"add", "null"}
     optimizer = learner.trainer._optimizer
     assert (type(optimizer).__name__, optimizer.momentum, optimizer.wd) == ("SGD", 0.8, 0.01)
@@ -588,10 +592,18 @@ def test_workers_have_the_first_ones_seed(monkeypatch):
             assert (name, list(numbers)) == ("seed", [0])
             return [7]
 
-    monkeypatch.setattr("training.commands.process_group.start", lambda *_: contextlib.nullcontext(Second([mx.cpu()])))
-    args = parse_arguments(training_parser("", datasets=["digits"]), ["--seed", "3"])
+    given = []
+
+    def start(*arguments):
+        given.extend(arguments)
+        return contextlib.nullcontext(Second([mx.cpu()]))
+
+    monkeypatch.setattr("training.commands.process_group.start", start)
+    flags = ["--seed", "3", "--sync-timeout", "2", "--gradient-compression", "fp16"]
+    args = parse_arguments(training_parser("", datasets=["digits"]), flags)
     with join_group(args):
         assert args.seed == args.settings["seed"] == 7
+    assert given == [None, 0, True, 120]
 
 
 def test_workers_with_other_images_are_told():

@@ -36,6 +36,14 @@ def test_cutmix_takes_a_rectangle_of_the_reversed_batch_and_counts_its_pixels():
     np.testing.assert_array_equal(same_targets.asnumpy(), targets.asnumpy())
 
 
+def test_another_seed_mixes_other_shares():
+    batch = Batch(mx.nd.zeros((4, 1, 1, 1)), mx.nd.array([0, 1, 2, 0]), 4, (0, 0, 0))
+    first, again, other = (
+        TargetTransform(3, mixup_epochs=1, seed=seed)(batch).targets.asnumpy().tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
 def test_mixup_and_cutmix_take_turns():
     def cut(alpha, cutmix_alpha, step):
         """Whether pixels of both images stand side by side, each as it is."""

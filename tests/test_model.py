@@ -489,6 +489,11 @@ def test_resnet_164_has_its_published_size(layers, classes, parameters):
     assert trainable(get_resnet_cifar(classes, layers)) == parameters
 
 
+def test_resnet_164_halves_the_map_in_its_later_stages():
+    net = get_resnet_cifar(10, 164)
+    assert multiply_adds(net, (1, 3, 32, 32)) == 247_646_720  # counted by hand from its spec
+
+
 def test_resnet_takes_small_images():
     net = initialized(get_resnet_cifar(10, 11))
     assert net(mx.nd.ones((2, 3, 32, 32))).shape == (2, 10)

@@ -1,5 +1,6 @@
 """What uses saved parameters: predictions, evaluation, and pictures of the attention."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -24,11 +25,11 @@ from tests.test_training import READ_EVENTS
 from training import attention_pictures
 from training.commands import flags_of, load_for_evaluation
 from training.distributed.process_group import SingleProcess
-from training.evaluation import Findings, class_table
+from training.evaluation import WORST, Findings, class_table
 from training.learner import mirror_averaged, validate
 from training.network_file import describe, load_network, make_network
-from training.pictures import draw_masks
-from training.prediction import Example, check_classes, held_out_examples, network_input
+from training.pictures import draw_channels, draw_confusion, draw_masks, verdict
+from training.prediction import Example, batch_examples, check_classes, held_out_examples, network_input
 from training.run.exports import Exports
 
 predict = functools.partial(run_module, "scripts.predict")
@@ -150,16 +151,22 @@ def test_each_image_is_drawn_with_its_own_masks(params, tmp_path, monkeypatch):
     net, description = load_network(params)
     draw = np.random.default_rng(0)
     examples = [Example(str(number), draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), None) for number in range(3)]
-    masks = attention_pictures.masks_of(net, network_input(net, [each.view for each in examples], description))
     drawn, shown = [], []
-    monkeypatch.setattr(attention_pictures, "draw_channels", lambda view, own, caption: drawn.append((view, own)))
+    images = network_input(net, [each.view for each in examples], description)
+    masks = attention_pictures.masks_of(net, images)
+    said = attention_pictures.verdicts(net, images, description, examples)
+    monkeypatch.setattr(attention_pictures, "BATCH", 2)
+    monkeypatch.setattr(
+        attention_pictures, "draw_channels", lambda view, own, caption: drawn.append((view, own, caption))
+    )
     monkeypatch.setattr(attention_pictures, "draw_masks", lambda views, own, captions: shown.append((views, own)))
     monkeypatch.setattr(attention_pictures, "save_picture", lambda figure, path: None)
     artist = attention_pictures.AttentionArtist(net, description, tmp_path)
     assert len(list(artist.each(examples, features=False))) == 3
     artist.overview(examples)
     ((views, together),) = shown
-    for number, (view, own) in enumerate(drawn):
+    assert [caption for *_, caption in drawn] == said and len(set(said)) > 1
+    for number, (view, own, _) in enumerate(drawn):
         assert view is examples[number].view and views[number] is view
         for name, mask in masks.items():
             np.testing.assert_allclose(own[name], mask[number], rtol=1e-4, atol=1e-6)
@@ -241,6 +248,52 @@ def test_findings_count_and_rank_mistakes(digits):
     worst = findings.worst()
     assert [example.true for example, *_ in worst] == [labels[2], labels[1]]
     assert [taken for _, taken, _ in worst] == [(labels[2] + 1) % 10, (labels[1] + 1) % 10]
+
+
+def test_of_many_equal_mistakes_the_first_are_kept(digits):
+    (batch,) = Loader(digits, "test", LoaderOptions(3, seed=0, limit=3), mx.cpu(), training=False).epoch(0)
+    wrong = (batch.labels + 1) % 10
+    findings = Findings(digits)
+    for probability in (100, *[200] * 8):  # a true class of the probability 0 each time
+        findings.add(batch, probability * wrong.one_hot(10))
+    worst = findings.worst()
+    assert len(worst) == WORST < findings.matrix.sum()
+    assert [example.name for example, *_ in worst[:3]] == [example.name for example in batch_examples(batch, digits)]
+
+
+def test_captions_say_what_is_true_and_what_it_was_taken_for():
+    assert verdict("cat", 0.421, "dog") == "true dog\ntaken for cat 42%"
+    assert verdict("cat", 0.421, "cat") == "true cat\npredicted cat 42%"
+    assert verdict("cat", 0.421) == "cat 42%"
+
+
+def test_a_confusion_matrix_has_true_classes_down():
+    figure = draw_confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"])
+    (axes, *_) = figure.axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
+    assert {text.get_position(): text.get_text() for text in axes.texts}[1, 0] == "1"  # column, row
+
+
+def test_channels_are_the_most_and_the_least_active():
+    masks = {"module": np.stack([np.full((4, 4), value) for value in (0.5, 0.875, 0.25)])}
+    figure = draw_channels(np.zeros((4, 4, 3), np.uint8), masks, "caption")
+    shown = {axes.get_title(): float(axes.images[1].get_array().mean()) for axes in figure.axes if len(axes.images) > 1}
+    assert [value for title, value in shown.items() if "most active channel, 1" in title] == [0.875]
+    assert [value for title, value in shown.items() if "least active channel, 2" in title] == [0.25]
+
+
+def test_a_network_without_masks_has_no_artist(digits, tmp_path):
+    for description in (describe(digits, "resnet", 20, "bottleneck"), describe(digits, "cifar", 56, "bottleneck")):
+        description = dataclasses.replace(description, mask="none") if description.attends else description
+        with pytest.raises(UserError, match="no masks"):
+            attention_pictures.AttentionArtist(None, description, tmp_path / "pictures")
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_pictures_of_files_of_one_name_have_names_of_their_own(params, tmp_path):
+    artist = attention_pictures.AttentionArtist(None, load_network(params)[1], tmp_path)
+    assert [artist._stem(name) for name in ("a/x.png", "b/x.jpg", "overview.png")] == ["x", "x_2", "overview_2"]
 
 
 def test_a_class_table_has_recall_and_precision():

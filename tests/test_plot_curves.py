@@ -116,15 +116,18 @@ def test_a_name_is_a_run_of_the_log_folder(runs):
 
 
 def test_an_average_of_weights_is_drawn_and_names_the_best_epoch(runs, tmp_path, monkeypatch):
-    drawn = {}
+    drawn, curves = {}, {}
 
     def keep(figure, axes, name, path):
         drawn[name] = axes.get_title(), [text.get_text() for text in axes.legend().get_texts()]
+        curves[name] = [list(line.get_ydata()) for line in axes.lines]
 
     monkeypatch.setattr(plot_curves, "finish", keep)
     plot_curves.plot_curves(runs / "text" / "first.csv", tmp_path)
     lines = ["training", "validation", "validation, average of the weights"]
     assert drawn == {"accuracy": ("first: best 0.5000 at epoch 1", lines), "loss": ("first", lines)}
+    assert curves["accuracy"][:3] == [[1, 1, 1], [0.5, 0.75, 0.625], [0.5, 0.5, 0.5]]
+    assert curves["loss"] == [[1, 1, 1], [0.5, 0.25, 0.375], [0.5, 0.5, 0.5]]
     plot_curves.plot_curves(runs / "text" / "second.csv", tmp_path)
     assert drawn["accuracy"] == ("second: best 0.5000 at epoch 2", lines[:2])
 
@@ -133,16 +136,18 @@ def test_labels_name_runs_and_their_best_epochs(runs, tmp_path, monkeypatch):
     paths = [runs / "text" / "first.csv", runs / "text" / "second.csv", tmp_path / "first.csv"]
     tables = plot_curves.read_runs(paths)
     assert list(tables) == [str(paths[0]), "second", str(paths[2])]
-    legends = {}
+    legends, curves = {}, {}
 
     def keep(figure, axes, name, path):
         legends[name] = [text.get_text() for text in axes.legend().get_texts()]
+        curves[name] = [list(line.get_ydata()) for line in axes.lines if len(line.get_ydata()) > 1]  # no stars
 
     monkeypatch.setattr(plot_curves, "finish", keep)
     plot_curves.plot_runs({"one": tables[str(paths[0])], "two": tables["second"]}, tmp_path)
     assert legends["val_accuracy"] == ["one: best 0.7500 at epoch 2", "two: best 0.5000 at epoch 2"]
     assert legends["val_loss"] == ["one: best 0.2500 at epoch 2", "two: best 0.5000 at epoch 2"]
     assert legends["lr"] == ["one", "two"]
+    assert curves["val_loss"] == [[0.5, 0.25, 0.375], [0.75, 0.5]]
     assert legends["val_top5"] == ["one: best 0.8750 at epoch 1"]  # the other has none
 
 

@@ -30,6 +30,7 @@ from training.run.progress import TrainingProgress
 from training.run.resume import find_newest
 from training.run.run import Run, RunOptions, what_changes
 from training.schedule import Falls, learning_rates
+from training.state import TrainingState
 
 FLAGS = ("--epochs", 3, "--mix-up", 1, "--lr", 0.05, "--lr-mode", "cosine", "--epsilon", 0.1, "--seed", 1)
 STEPS = 5  # an epoch on one device
@@ -72,13 +73,15 @@ def train(folder, digits, *flags, devices=1, share=None, interrupt=None, limit=4
             lambda: small_net(10), group, optimizer_options(args), args.seed, LearnerOptions(ema=args.ema)
         )
         rates = learning_rates(args.lr_mode, args.lr, args.epochs, steps, args.warmup_epochs, Falls(args.lr_steps))
+        step = learner.step
 
-        def interrupted_rates(step):
+        def interrupted_step(examples, rate, epoch, number, **options):
             if interrupt is not None:
-                interrupt(*divmod(step, steps))
-            return rates(step)
+                interrupt(epoch, number)
+            return step(examples, rate, epoch, number, **options)
 
-        fit(learner, run, loaders, transform, interrupted_rates, args.epochs)
+        learner.step = interrupted_step
+        fit(learner, run, loaders, transform, rates, args.epochs)
 
 
 def stop_at(*moments, number=signal.SIGTERM):
@@ -498,6 +501,28 @@ def test_too_many_bad_losses_in_a_row_stop(tmp_path, digits, monkeypatch):
         train(tmp_path, digits, *FLAGS, "--nan-action", "skip", "--run-name", "run", limit=104)
     manifest = json.loads((Checkpoints(tmp_path / "params" / "run").paths()[0] / "manifest.json").read_text())
     assert manifest["facts"]["updates"] == 0
+
+
+def test_bad_losses_that_do_not_follow_one_another_never_stop(tmp_path, digits, monkeypatch, capsys):
+    poison(monkeypatch, *range(0, 24, 2))
+    train(tmp_path, digits, *FLAGS, "--epochs", 1, "--nan-action", "skip", "--run-name", "run", limit=192)
+    assert capsys.readouterr().out.count("left out epoch 1/1") == 12
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_other_devices_begin_with_the_mean_of_the_statistics(devices):
+    def state(count):
+        group, net = SingleProcess([mx.cpu(device) for device in range(count)]), nn.BatchNorm(in_channels=2)
+        net.initialize(ctx=group.devices)
+        return net, TrainingState(net, group.trainer(net.collect_params(), "sgd", {}), group)
+
+    net, of_two = state(2)
+    for device in range(2):
+        net.running_mean.data(mx.cpu(device))[:] = 1 + 2 * device
+    saved = of_two.gather(of_two.statistics())
+    net, other = state(devices)
+    other.restore(saved, 5)
+    assert all((value.asnumpy() == 2).all() for value in net.running_mean.list_data())
 
 
 def test_other_devices_are_said_with_what_they_change(tmp_path, digits, capsys):

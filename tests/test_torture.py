@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from base.errors import UserError
-from scripts.torture import EDITS, STOPS, Life, Plan, check_end, fill_disk, interrupt, terminate, torture
+from scripts.torture import EDITS, STOPS, Life, Plan, check_end, compare, fill_disk, interrupt, terminate, torture
 from tests.test_resume import FLAGS, results, snapshot, stop_at, train
 
 
@@ -14,6 +14,16 @@ def test_trainings_survive_every_stop(tmp_path, digits, capsys):
     torture(tmp_path, plan)
     assert capsys.readouterr().out.splitlines()[-1].endswith("all equal")
     assert not list((tmp_path / "disk").iterdir())
+
+
+def test_a_training_that_ended_otherwise_is_found_out(tmp_path, digits, monkeypatch):
+    assert compare({"rows": 1, "log": 2}, {"rows": 1, "log": 3}) == ["log"]
+    monkeypatch.setattr("scripts.torture.start", lambda *_: None)
+    monkeypatch.setattr("scripts.torture._finish", lambda _: None)
+    monkeypatch.setattr("scripts.torture.one_training", lambda *_: None)
+    monkeypatch.setattr("scripts.torture.outcome", lambda folder: {"rows": folder.name})
+    with pytest.raises(UserError, match="seed 20, training 1 differs in: rows"):
+        torture(tmp_path, Plan(tmp_path, minutes=0, stops=1, epochs=3, seed=20))
 
 
 @pytest.fixture(scope="module")

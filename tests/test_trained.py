@@ -111,7 +111,7 @@ def test_it_names_what_is_drawn():
 def test_it_is_as_good_as_it_is_said_to_be(tmp_path):
     sets, maker = tmp_path / "sets", shared_data_set("make_cifar10_bin.py")
     fetched = ROOT / "data/sets/cifar-10-batches-bin"
-    if fetched.exists():
+    if fetched.exists() and (fetched / "test_batch.bin").stat().st_size >= 1000 * 3073:
         sets.mkdir()
         (sets / fetched.name).symlink_to(fetched)
     elif maker:

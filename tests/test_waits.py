@@ -6,13 +6,15 @@ MXNet's own functions are counted, whoever calls them. What holds here holds on 
 import collections
 import ctypes
 import math
+import threading
+import time
 from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
 import pytest
 
-from base.errors import UserError
+from base.errors import UserError, WorkerLost
 from data.mixup import Example
 from tests.test_loop import small_net
 from training.distributed import process_group
@@ -79,6 +81,21 @@ def test_a_worker_asks_for_the_gpu_of_its_number(engine, monkeypatch):
     monkeypatch.setattr(engine, "local_rank", lambda: 3)
     assert TwoWorkers()._step_seconds == math.inf, "which only --sync-timeout ends"
     assert asked == [((0,), {"first": 3})]
+
+
+def test_other_workers_are_given_up_after_their_time(engine, monkeypatch):
+    group, answered = TwoWorkers(), threading.Event()
+    array = SimpleNamespace(wait_to_read=answered.wait)
+    monkeypatch.setattr(process_group, "GRACE", 0.2)
+    group.signals = SimpleNamespace(age=lambda: 9.0)  # seconds since the signal to stop
+    with pytest.raises(WorkerLost, match="no answer"):
+        group.wait(array)
+    answered.set()
+    slow = SimpleNamespace(wait_to_read=lambda: time.sleep(1.2))
+    group.wait(slow, usual=60)  # for which it is no loss
+    group._timeout, group.signals = 0.3, SimpleNamespace(age=lambda: 0)
+    with pytest.raises(WorkerLost, match="no answer"):
+        group.wait(slow)
 
 
 def test_workers_that_know_nothing_of_each_other_do_not_write_one_run(monkeypatch):
