@@ -9,6 +9,7 @@ from collections import namedtuple
 import mxnet as mx
 from mxnet.gluon import SymbolBlock, nn
 
+from model.extension import trace
 from model.units import NormReLU
 from model.upsample import Upsample
 
@@ -249,12 +250,7 @@ def attention_maps(net, modules, x):
             module.mask.register_forward_hook(lambda block, inputs, output, note=note: note("mask", output)),
             module.after.register_forward_pre_hook(lambda block, inputs, note=note: note("output", inputs[0])),
         ]
-    try:
-        data = mx.sym.var("data", dtype=x.dtype)
-        net(data)
-    finally:
-        for handle in handles:
-            handle.detach()
+    data = trace(net, handles, x.dtype)
     nodes = [seen[place, name] for place in range(len(modules)) for name in AttentionMaps._fields]
     maps = SymbolBlock(nodes, data, params=net.collect_params())(x)
     # bfloat16, which numpy does not know, is none of the types that a network's images have

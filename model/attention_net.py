@@ -5,6 +5,7 @@ from collections import namedtuple
 from mxnet.gluon import nn
 
 from model.attention import PAPER, AttentionModule, attention_maps, unit_sequence
+from model.staged_net import StagedNet
 from model.units import NormReLU, PreActivationBottleneck
 
 __all__ = [
@@ -29,7 +30,7 @@ attention_net_spec = {
 }
 
 
-class AttentionNet(nn.HybridBlock):
+class AttentionNet(StagedNet):
     """Residual attention network for 224x224 input (table 2 of the paper).
 
     A stem that divides the size by 4; three stages of a residual unit and attention modules, 256, 512 and 1024
@@ -51,7 +52,7 @@ class AttentionNet(nn.HybridBlock):
     Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 32 from 64 to 8192; 224 in the paper.
     """
 
-    size_step, largest_size = 32, 8192
+    size_step, smallest_size = 32, 64
     stem_channels = 64
     channels = (256, 512, 1024, 2048)
 
@@ -67,7 +68,7 @@ class AttentionNet(nn.HybridBlock):
                 for _ in range(count):
                     self.features.add(AttentionModule(levels, channels, ptr, unit, variant))
                 in_channels = channels
-            self._stages_end = len(self.features)
+            self.stages_end = len(self.features)
             channels = self.channels[-1]
             self.features.add(unit(channels, in_channels, stride=2), unit_sequence(2, channels, unit))
             if not unit.activated:
@@ -84,9 +85,6 @@ class AttentionNet(nn.HybridBlock):
             nn.MaxPool2D(3, 2, ceil_mode=True),
         )
         return block
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
 
     def attention_masks(self, x):
         """What every attention module attends to in a batch of images: its soft mask, and the features around it.
@@ -110,24 +108,6 @@ class AttentionNet(nn.HybridBlock):
             modules.update((f"stage {stage}, module {number}", block) for number, block in enumerate(alike, start=1))
         return dict(zip(modules, attention_maps(self, list(modules.values()), x)))
 
-    def pieces(self):
-        """The blocks that the network is when they run one after the other; each attention module is one."""
-        return [*self.features, self.output]
-
-    def beginnings(self):
-        """How many of the `pieces` are the stem, the stem and the stages, and all but the classifier: {name: int}."""
-        return {"stem": 1, "stages": self._stages_end, "all-but-output": len(self.features)}
-
-    @classmethod
-    def takes(cls, size):
-        """Whether images may have a height or width of ``size``."""
-        return size % cls.size_step == 0 and cls.size_step < size <= cls.largest_size
-
-    @classmethod
-    def sizes(cls):
-        """What `takes` accepts, in words."""
-        return f"a multiple of {cls.size_step} above {cls.size_step}, at most {cls.largest_size}"
-
 
 class AttentionNetCifar(AttentionNet):
     """Residual attention network for 32x32 input: the same with half the channels and a stem that keeps the size.
@@ -136,7 +116,7 @@ class AttentionNetCifar(AttentionNet):
     from 16 to 8192; 32 in the paper.
     """
 
-    size_step = 8
+    size_step, smallest_size = 8, 16
     stem_channels = 32
     channels = (128, 256, 512, 1024)
 

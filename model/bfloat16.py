@@ -12,7 +12,7 @@ from mxnet.gluon import HybridBlock, nn
 
 from base.runtime import uses_amx
 from model.attention import AttentionModule, SoftMask
-from model.extension import descendants, extend
+from model.extension import descendants, extend, use_running_statistics
 from model.units import SqueezeExcitation
 from model.upsample import Upsample
 
@@ -46,9 +46,7 @@ def compute_in_bfloat16(net, inference):
     extend(net, {nn.Conv2D: Bfloat16Convolution}, lambda block: block in others and works_in_blocks(block))
     if inference and not uses_amx():
         extend(net, {HybridBlock: ByTrainingKernels}, lambda block: block is net)
-        for block in descendants(net):
-            if isinstance(block, nn.BatchNorm):
-                block._kwargs["use_global_stats"] = True
+        use_running_statistics(net)
 
 
 def outside_squeeze_excitation(net):

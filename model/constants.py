@@ -8,12 +8,12 @@ is saved of them, stay what they are.
 import mxnet as mx
 from mxnet import autograd
 
-from model.extension import descendants, extend
+from model.extension import descendants, extend, trace
 from model.upsample import Upsample
 
 __all__ = ["keep_matrices"]
 
-KEPT = 4  # sizes of a batch, on each device
+KEPT = 4  # sizes of a batch, times the devices
 
 
 def keep_matrices(net):
@@ -54,7 +54,9 @@ class Matrices:
     def of(self, images):
         """All matrices for images (N, C, H, W), on their device, in the order in which `handed_out` takes them."""
         key = images.shape, images.context
-        if key not in self._known:
+        if key in self._known:
+            self._known[key] = self._known.pop(key)  # the last to be let go of
+        else:
             while len(self._known) >= KEPT * len({device for _, device in [*self._known, key]}):
                 del self._known[next(iter(self._known))]
             with autograd.pause():
@@ -106,9 +108,5 @@ def traced_inputs(net, blocks):
     handles = [
         block.register_forward_pre_hook(lambda block, inputs: read.__setitem__(block, inputs)) for block in blocks
     ]
-    try:
-        net(mx.sym.var("data"))
-    finally:
-        for handle in handles:
-            handle.detach()
+    trace(net, handles)
     return mx.sym.Group([maps for block in blocks for maps in read[block]])

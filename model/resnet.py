@@ -3,12 +3,13 @@
 from mxnet.gluon import nn
 
 from model.attention import unit_sequence
+from model.staged_net import StagedNet
 from model.units import NormReLU, PreActivationBottleneck
 
 __all__ = ["ResNetCifar", "get_resnet_cifar"]
 
 
-class ResNetCifar(nn.HybridBlock):
+class ResNetCifar(StagedNet):
     """Pre-activation residual network for 32x32 input (He et al., arXiv 1603.05027, appendix).
 
     A 3x3 convolution to 16 channels; three stages of bottleneck units of 64, 128 and 256 channels, of which the second
@@ -21,9 +22,10 @@ class ResNetCifar(nn.HybridBlock):
     count : int
         Units in each stage: 18 for ResNet-164.
 
-    Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 4; 32 in the paper.
+    Shapes: (N, 3, H, W) -> (N, classes). H and W are any multiples of 4 from 16 to 8192; 32 in the paper.
     """
 
+    size_step, smallest_size = 4, 16
     depths = range(11, 2000, 9)
     stem_channels = 16
     channels = (64, 128, 256)
@@ -39,25 +41,9 @@ class ResNetCifar(nn.HybridBlock):
                 self.features.add(unit(channels, in_channels, stride=1 if stage == 0 else 2))
                 self.features.add(unit_sequence(count - 1, channels, unit))
                 in_channels = channels
-            self._stages_end = len(self.features)
+            self.stages_end = len(self.features)
             self.features.add(NormReLU(in_channels), nn.GlobalAvgPool2D(), nn.Flatten())
             self.output = nn.Dense(classes, in_units=in_channels)
-
-    def hybrid_forward(self, F, x):
-        return self.output(self.features(x))
-
-    def pieces(self):
-        """The blocks that the network is when they run one after the other."""
-        return [*self.features, self.output]
-
-    def beginnings(self):
-        """How many of the `pieces` are the stem, the stem and the stages, and all but the classifier: {name: int}."""
-        return {"stem": 1, "stages": self._stages_end, "all-but-output": len(self.features)}
-
-    @classmethod
-    def takes(cls, size):
-        """Whether images may have a height or width of ``size``."""
-        return size % 4 == 0 and size >= 16
 
 
 def get_resnet_cifar(classes, num_layers):

@@ -42,7 +42,7 @@ class Upsample(nn.HybridBlock):
         self._dtype = dtype
         super().cast(dtype)
 
-    def shares(self, F, x, like):
+    def row_and_column_matrices(self, F, x, like):
         """The two interpolation matrices: of rows, shape (h, H), and of columns, shape (w, W)."""
         # Sizes are read from a single image's maps and gradients end there: reading all would cost a copy of them.
         # Of the operators that could take one, only slice, with all axes named, does so without such a copy.
@@ -51,7 +51,7 @@ class Upsample(nn.HybridBlock):
 
     def matrices(self, F, x, like):
         """What maps are multiplied by: those of rows (N C, h, H) and of columns (w, W), or both in one (h w, H, W)."""
-        rows, columns = self.shares(F, x, like)
+        rows, columns = self.row_and_column_matrices(F, x, like)
         if self.separable:
             maps = x.reshape((-3, -2))  # (N C, h, w)
             return [F.broadcast_like(rows.expand_dims(0), maps, lhs_axes=(0,), rhs_axes=(0,)), columns]

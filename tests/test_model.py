@@ -337,7 +337,7 @@ def test_half_precision_leaves_normalization_and_interpolation_shares_exact():
         assert np.dtype(parameter.dtype) == ("float32" if is_norm else "float16"), name
     upsample = Upsample(1, separable=False)
     upsample.cast("float16")
-    shares = upsample.shares(mx.nd, mx.nd.zeros((1, 1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
+    shares = upsample.row_and_column_matrices(mx.nd, mx.nd.zeros((1, 1, 3, 3)), mx.nd.zeros((1, 1, 57, 57)))
     assert all(share.dtype == np.float16 for share in shares)
 
 

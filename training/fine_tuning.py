@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 import mxnet as mx
-from mxnet.gluon import nn
 
 from base.errors import UserError
 from base.text import one_line
+from model.extension import use_running_statistics
 from training.network_file import NETWORK_FILE, read_description, read_parameters
 
 __all__ = ["FineTuning", "freeze", "read_initial", "start_from"]
@@ -144,13 +144,9 @@ def freeze(net, part):
         A key of the network's ``beginnings()``.
     """
 
-    def keep_statistics(block):
-        if isinstance(block, nn.BatchNorm):
-            block._kwargs["use_global_stats"] = True
-
     for piece in frozen_pieces(net, part):
         piece.collect_params().setattr("grad_req", "null")
-        piece.apply(keep_statistics)
+        use_running_statistics(piece)
 
 
 def frozen_pieces(net, part):
