@@ -19,9 +19,11 @@ from data.augmentation import Cutout, RandomErasing
 from data.loader import LoaderOptions, ShardedLoader
 from data.mixup import Example, TargetTransform
 from model import AttentionNetCifar
+from model.extension import use_running_statistics
 from training.commands import check_same_images, join_group, precision, train
 from training.distributed.process_group import SingleProcess
 from training.flags import parse_arguments, training_parser
+from training.flat_arrays import FlatTrainer
 from training.learner import (
     Learner,
     LearnerOptions,
@@ -60,12 +62,7 @@ def small_net():
 def freeze_normalization(net):
     for block in net.collect_params(".*(gamma|beta)").values():
         block.grad_req = "null"
-
-    def use_running_statistics(block):
-        if isinstance(block, nn.BatchNorm):
-            block._kwargs["use_global_stats"] = True
-
-    net.apply(use_running_statistics)
+    use_running_statistics(net)
 
 
 def examples(count):
@@ -367,7 +364,7 @@ def test_gradients_that_travel_in_half_precision_have_a_scale_too():
     assert Learner(small_net, group, ("sgd", {}), seed=1).state.loss_scale is not None
 
 
-@pytest.mark.parametrize("arrays", [3, training.weight_average.GROUP], ids="in groups of {}".format)
+@pytest.mark.parametrize("arrays", [1, training.weight_average.GROUP], ids="in groups of {}".format)
 def test_the_average_follows_the_weights_and_is_evaluated_beside_them(digits, monkeypatch, arrays):
     monkeypatch.setattr(training.weight_average, "GROUP", arrays)
     decay, contexts = 0.3, [mx.cpu(0), mx.cpu(1)]
@@ -515,13 +512,13 @@ def test_all_workers_have_the_first_ones_averages_of_statistics():
         net = small_net()
         net.initialize(mx.init.One())
         net(mx.nd.ones((1, 3, 32, 32)))
-        average = WeightAverage(net, 0.5)
+        average = WeightAverage(net, FlatTrainer(net.collect_params(), "sgd", {}), 0.5)
         names = [name for name in average.arrays if "running" in name]
         assert len(names) >= 2
         for number, name in enumerate(names):
             average.arrays[name][:] = 10 * rank + number
         weights = {name: array.asnumpy() for name, array in average.arrays.items() if name not in names}
-        average.share(Worker(rank))
+        average.broadcast_statistics(Worker(rank))
         assert [average.arrays[name].mean().asscalar() for name in names] == list(range(len(names)))
         assert all((average.arrays[name].asnumpy() == weight).all() for name, weight in weights.items())
 
@@ -626,6 +623,14 @@ def test_a_worker_takes_the_gpu_of_its_number(monkeypatch):
     assert devices_of(1, first=3) == [mx.gpu(3)] and devices_of(2) == [mx.gpu(0), mx.gpu(1)]
     with pytest.raises(UserError, match="MXNet sees 8"):
         devices_of(1, first=8)
+
+
+def test_a_gpu_that_others_have_filled_is_said(monkeypatch):
+    monkeypatch.setattr(mx.context, "num_gpus", lambda: 2)
+    monkeypatch.setattr(mx.context, "gpu_memory_info", lambda index: (16e9, 16e9) if index == 0 else (1e6, 16e9))
+    assert devices_of(1) == [mx.gpu(0)]
+    with pytest.raises(UserError, match="GPU 1 has 1 MB free"):
+        devices_of(2)
 
 
 @pytest.mark.parametrize("mode", ["cosine", "step"])

@@ -83,6 +83,20 @@ def test_a_worker_asks_for_the_gpu_of_its_number(engine, monkeypatch):
     assert asked == [((0,), {"first": 3})]
 
 
+def test_a_worker_has_one_gpu(engine):
+    with pytest.raises(UserError, match="--num-gpus 2: a worker has one GPU"):
+        ProcessGroup.__init__(object.__new__(TwoWorkers), 2, False, 60)
+
+
+@pytest.mark.parametrize("rank, local_rank, barriers", [(0, 0, 0), (2, 0, 1), (1, 1, 2)])
+def test_the_main_process_prepares_then_each_machines_first_then_the_others(rank, local_rank, barriers):
+    group, events = SingleProcess([mx.cpu()]), []
+    group.rank, group.local_rank = rank, local_rank
+    group.barrier = lambda: events.append("barrier")
+    assert group.main_process_first(lambda: events.append("call") or "data") == "data"
+    assert events.index("call") == barriers and len(events) == 4
+
+
 def test_other_workers_are_given_up_after_their_time(engine, monkeypatch):
     group, answered = TwoWorkers(), threading.Event()
     array = SimpleNamespace(wait_to_read=answered.wait)

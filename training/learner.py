@@ -125,7 +125,7 @@ class Learner:
         self.state = TrainingState(self.net, self.trainer, group, loss_scale)
         self._average = self.average_net = None
         if options.ema is not None:
-            self._average, self.average_net = WeightAverage(self.net, options.ema), inference_net()
+            self._average, self.average_net = WeightAverage(self.net, self.trainer, options.ema), inference_net()
             self.state.include("average", self._average.arrays)
 
     def step(self, examples, learning_rate, epoch, step, meanwhile=lambda: None):
@@ -185,7 +185,7 @@ class Learner:
         if self.evaluation_net is not self.net:
             copy_parameters(self.net, self.evaluation_net)
         if self._average:
-            self._average.share(self.group)
+            self._average.broadcast_statistics(self.group)
             self._average.copy_to(self.average_net)
             if self.group.devices[0].device_type == "cpu":
                 forget_graph(self.average_net)  # in which a CPU keeps the parameters that it first saw

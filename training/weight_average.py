@@ -20,6 +20,8 @@ class WeightAverage:
     ----------
     net : HybridBlock
         Initialized. Its first device's replica is averaged.
+    trainer : training.flat_arrays.FlatTrainer
+        Of this network.
     decay : float
         Of the average at each update, from 0 to below 1.
 
@@ -29,21 +31,25 @@ class WeightAverage:
         {name of the parameter as in the .params files: NDArray, float32}.
     """
 
-    def __init__(self, net, decay):
+    def __init__(self, net, trainer, decay):
         self._decay = decay
-        self._values = {name: p.data(p.list_ctx()[0]) for name, p in net._collect_params_with_prefix().items()}
-        self.arrays = {name: value.astype("float32") for name, value in self._values.items()}
-        self._statistics = [name for name, p in net._collect_params_with_prefix().items() if is_statistic(p)]
+        flats = [*trainer.trained, *trainer.statistics]
+        self._pairs = [
+            (flat.data[0].astype("float32"), flat.data[0]) for flat in flats
+        ]  # averages, and what they follow
+        parts = {p.name: flat.part(mean, p) for flat, (mean, _) in zip(flats, self._pairs) for p in flat.parameters}
+        parameters = net._collect_params_with_prefix()
+        for parameter in parameters.values():
+            if parameter.name not in parts:  # frozen
+                parts[parameter.name] = parameter.list_data()[0].astype("float32")
+        self.arrays = {name: parts[parameter.name] for name, parameter in parameters.items()}
+        self._statistics = [name for name, p in parameters.items() if is_statistic(p)]
 
     def update(self, updates):
         """Follow the network after its update number ``updates``, which counts from 1."""
         rate = 1 - min(self._decay, (1 + updates) / (10 + updates))
-        names = list(self.arrays)
-        for first in range(0, len(names), GROUP):
-            pairs = [
-                (self.arrays[name], self._values[name].astype("float32", copy=False))
-                for name in names[first : first + GROUP]
-            ]
+        for first in range(0, len(self._pairs), GROUP):
+            pairs = [(mean, value.astype("float32", copy=False)) for mean, value in self._pairs[first : first + GROUP]]
             # SGD's update with the gradient -value, weight decay 1 and the rate 1 - decay: average - rate * (average -
             # value), for many arrays in one call
             mx.nd.multi_sgd_update(
@@ -54,10 +60,10 @@ class WeightAverage:
                 num_weights=len(pairs),
                 out=[average for average, _ in pairs],
             )
-        if self._values[names[0]].context.device_type == "cpu":
+        if self._pairs[0][0].context.device_type == "cpu":
             mx.nd.waitall()  # a CPU's next backward pass changes statistics without the engine knowing who reads them
 
-    def share(self, group):
+    def broadcast_statistics(self, group):
         """Give all processes of a group the first one's averages of statistics, which differ within an epoch.
 
         So all validate the network that is saved. Those of the other processes are never seen, and need not be saved.
