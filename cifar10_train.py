@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Train or evaluate a residual attention network on CIFAR-10, CIFAR-100 or scikit-learn's digits."""
 
-import functools
-
 from base.errors import run_command
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, small_images
@@ -54,20 +52,14 @@ def main():
 
     threads = choose_threads(args.num_gpus, args.resumed)
     prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads, bfloat16=args.bfloat16)  # everything below imports MXNet
-    from training.commands import evaluate, join_group, load_for_evaluation, train_network
-    from training.network_file import check_depth
+    from training.commands import train_or_evaluate
 
-    family = "resnet" if args.unit == RESNET else "cifar"
-    if not args.eval_only:
-        check_depth(family, args.num_layers)
-    with join_group(args) as group:
-        trained = load_for_evaluation(args, group.devices, small_images) if args.eval_only else None
-        opened = functools.partial(open_dataset, args.dataset, args.data_dir, may_write=args.may_write_data)
-        dataset = group.main_process_first(opened)
-        if trained:
-            evaluate(*trained, dataset, group, args)
-        else:
-            train_network(family, dataset, group, args)
+    train_or_evaluate("resnet" if args.unit == RESNET else "cifar", small_images, open_small_images, args)
+
+
+def open_small_images(args):
+    """The `Dataset` that the flags name."""
+    return open_dataset(args.dataset, args.data_dir, may_write=args.may_write_data)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 #!/usr/bin/env python3
 """Train or evaluate a residual attention network on ImageNet or other photographs by class."""
 
-import functools
-
 from base.errors import UserError, run_command
-from base.flags import MOST_CLASSES, bounded_float, bounded_int, fraction, non_negative_float, positive_int
+from base.flags import MOST_CLASSES, bounded_float, bounded_int, fraction_below_one, non_negative_float, positive_int
 from base.runtime import prepare_mxnet
 from data.datasets import open_dataset, photographs
 from training.flags import (
@@ -56,7 +54,9 @@ def flags():
         default=0.875,
         help="share of the short side that the centre crop of validation has",
     )
-    group.add_argument("--colour-jitter", type=fraction, help="strength of random brightness, contrast and saturation")
+    group.add_argument(
+        "--colour-jitter", type=fraction_below_one, help="strength of random brightness, contrast and saturation"
+    )
     group.add_argument(
         "--lighting", type=non_negative_float, default=0.1, help="strength of the standard colour augmentation"
     )
@@ -74,20 +74,11 @@ def main():
     threads = choose_threads(args.num_gpus, args.resumed)
     prepare_mxnet(use_gpus=args.num_gpus > 0, threads=threads, bfloat16=args.bfloat16)  # everything below imports MXNet
     from model import AttentionNet
-    from training.commands import evaluate, join_group, load_for_evaluation, train_network
-    from training.network_file import check_depth
+    from training.commands import train_or_evaluate
 
-    if not args.eval_only:
-        check_depth("imagenet", args.num_layers)
-    if not AttentionNet.takes(args.input_size):
+    if not args.eval_only and not AttentionNet.takes(args.input_size):
         raise UserError(f"--input-size {args.input_size}: choose {AttentionNet.sizes()}")
-    with join_group(args) as group:
-        trained = load_for_evaluation(args, group.devices, photographs) if args.eval_only else None
-        dataset = group.main_process_first(functools.partial(open_photographs, args))
-        if trained:
-            evaluate(*trained, dataset, group, args)
-        else:
-            train_network("imagenet", dataset, group, args)
+    train_or_evaluate("imagenet", photographs, open_photographs, args)
 
 
 def open_photographs(args):

@@ -10,7 +10,7 @@ import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "free_name", "fsync", "open_regular", "reading", "write_whole", "writing"]
+__all__ = ["append", "file_digest", "free_name", "fsync", "is_at", "open_regular", "reading", "write_whole", "writing"]
 
 
 @contextlib.contextmanager
@@ -69,6 +69,14 @@ def fsync(path):
             os.close(descriptor)
 
 
+def is_at(descriptor, path):
+    """Whether an open file is still the one that has a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def open_regular(path):
     """A file, opened to read its bytes. Raises OSError for a pipe, which would be waited for, and for a device."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -78,9 +86,9 @@ def open_regular(path):
     return open(descriptor, "rb")
 
 
-def file_digest(path):
-    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError as `open_regular` does."""
-    digest = hashlib.sha256()
+def file_digest(path, algorithm="sha256"):
+    """A checksum of a file's bytes, in hexadecimal. Raises OSError as `open_regular` does."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)  # which a machine for secrets would refuse MD5 to
     with open_regular(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -16,12 +16,12 @@ __all__ = [
     "bounded_int",
     "choose",
     "file_name",
-    "fraction",
+    "fraction_above_zero",
+    "fraction_below_one",
     "increasing_numbers",
     "non_negative_float",
     "non_negative_int",
     "positive_float",
-    "positive_fraction",
     "positive_int",
     "positive_ints",
 ]
@@ -109,13 +109,15 @@ def non_negative_float(text):
     )
 
 
-def fraction(text):
+def fraction_below_one(text):
+    """A flag's type: a number from 0 to below 1."""
     return _number(
         text, float, lambda value: value == 0 or SMALLEST <= value < 1, f"0 or a number from {SMALLEST:g} to below 1"
     )
 
 
-def positive_fraction(text):
+def fraction_above_zero(text):
+    """A flag's type: a number from above 0 to 1."""
     return bounded_float(SMALLEST, 1)(text)
 
 

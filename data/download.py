@@ -1,7 +1,6 @@
 """Fetch a file over HTTP until its checksum is right, and take single files out of a .tar.gz."""
 
 import gzip
-import hashlib
 import os
 import shutil
 import tarfile
@@ -13,6 +12,7 @@ import tqdm
 import urllib3
 
 from base.errors import UserError
+from base.files import file_digest, fsync
 
 __all__ = ["download", "unpack"]
 
@@ -34,19 +34,18 @@ def download(url, path, md5):
     """
     part = path.with_name(path.name + ".part")
     try:
-        if path.exists() and _md5(path) == md5:
+        if path.exists() and file_digest(path, "md5") == md5:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part)
-        found = _md5(part)
+        found = file_digest(part, "md5")
         if found != md5:
             part.unlink()  # nobody knows which bytes are wrong, so none is worth resuming from
             raise UserError(f"{url} has the MD5 checksum {found} instead of {md5}: damaged or changed")
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(part)
         os.replace(part, path)
     except OSError as error:
-        raise UserError(f"Cannot fetch {url} to {path}: {_one_line(error)}") from error
+        raise UserError(f"Cannot fetch {url} to {path}: {_cause(error)}") from error
 
 
 def unpack(archive, names, folder):
@@ -83,7 +82,7 @@ def unpack(archive, names, folder):
         for target, part in written.items():
             os.replace(part, target)
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"Cannot unpack {archive} to {folder}: {_one_line(error)}") from error
+        raise UserError(f"Cannot unpack {archive} to {folder}: {_cause(error)}") from error
     finally:
         for part in written.values():
             part.unlink(missing_ok=True)
@@ -100,7 +99,7 @@ def _fetch(url, part):
             fruitless = 0 if _size(part) > before else fruitless + 1
             refused = isinstance(error, requests.HTTPError) and error.response.status_code < 500
             if refused or fruitless == FRUITLESS or attempt == ATTEMPTS:
-                raise UserError(f"Cannot fetch {url}: {_one_line(error)}") from error
+                raise UserError(f"Cannot fetch {url}: {_cause(error)}") from error
         time.sleep(BACKOFF * attempt)
 
 
@@ -136,15 +135,7 @@ def _size(path):
     return path.stat().st_size if path.exists() else 0
 
 
-def _md5(path):
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(CHUNK), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _one_line(error):
+def _cause(error):
     """What went wrong, without the retries that requests wraps around it."""
     cause = error.args[0] if error.args else error
     return " ".join(str(getattr(cause, "reason", None) or error).split())

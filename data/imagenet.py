@@ -7,7 +7,6 @@ the layout of MXNet's im2rec; OUT/classes.txt, the classes' names in the order o
 which names every image that was converted or skipped.
 """
 
-import argparse
 import gc
 import io
 import multiprocessing
@@ -23,7 +22,7 @@ from PIL import Image
 
 from base.errors import UserError, run_command
 from base.files import open_regular, reading
-from base.flags import HelpFormatter, OneLineParser, fraction, positive_int
+from base.flags import HelpFormatter, OneLineParser, bounded_int, fraction_below_one, positive_int
 from base.processes import die_with
 from base.text import one_line
 from data.augmentation import CentreWindow, ColourJitter, RandomWindow
@@ -333,9 +332,14 @@ def main():
     parser.add_argument(
         "--resize", type=positive_int, metavar="SHORT", help="shrink larger images to a short side of SHORT pixels"
     )
-    parser.add_argument("--quality", type=quality, default=95, help="of JPEGs that have to be encoded anew, 1 to 100")
     parser.add_argument(
-        "--val-share", type=fraction, metavar="SHARE", help="share of every class to validate on, where DIR has no val/"
+        "--quality", type=bounded_int(100), default=95, help="of JPEGs that have to be encoded anew, 1 to 100"
+    )
+    parser.add_argument(
+        "--val-share",
+        type=fraction_below_one,
+        metavar="SHARE",
+        help="share of every class to validate on, where DIR has no val/",
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument(
@@ -349,13 +353,6 @@ def main():
     jpeg = JpegOptions(args.resize, args.quality)
     options = {"val_share": args.val_share, "skip_broken": args.skip_broken, "workers": args.workers}
     print(prepare(args.folder, args.out, jpeg=jpeg, **options))
-
-
-def quality(text):
-    value = positive_int(text)
-    if value > 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a quality from 1 to 100")
-    return value
 
 
 if __name__ == "__main__":

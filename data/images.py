@@ -31,6 +31,8 @@ def opened(content, formats=None):
             yield image
     except UnidentifiedImageError:  # its own message names an object in memory
         raise ValueError(f"no image header of {', '.join(formats) if formats else 'any known format'}") from None
+    except MemoryError:
+        raise ValueError("too large for the memory") from None
     except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -113,12 +113,14 @@ class Loader:
         self._label_shifts = None
         if training and options.label_noise:
             self._label_shifts = label_shifts(self.num_images, dataset.classes, options.label_noise, options.seed)
-        self._order = functools.lru_cache(maxsize=2)(self._order)  # DALI reads ahead into the next epoch
+        self._order_of = functools.lru_cache(maxsize=2)(self._order)  # DALI reads ahead into the next epoch
         self._pipeline = None
         self._due = None  # (epoch, step) of the batch the pipeline gives next
 
     def epoch(self, epoch, first_step=0):
         """Iterate over an epoch's `Batch`es from ``first_step`` on. Validation has the same ones every epoch."""
+        if not self._training and self._due:
+            epoch, _ = self._due  # where DALI has read ahead to
         for step in range(first_step, self.steps):
             if self._due != (epoch, step):
                 self._start(epoch, step)
@@ -219,7 +221,7 @@ class Loader:
     def _positions(self, epoch, step):
         """The batch's positions in the records, (batch_size,), and how many of them count."""
         size = self._options.batch_size
-        chosen = self._order(epoch)[step * size : (step + 1) * size]
+        chosen = self._order_of(epoch)[step * size : (step + 1) * size]
         return np.pad(chosen, (0, size - len(chosen))), len(chosen)
 
 

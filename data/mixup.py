@@ -40,8 +40,8 @@ def cutmix(images, targets, share, draw):
     rows, columns = window
     area = (rows.stop - rows.start) * (columns.stop - columns.start)
     if area:
-        images, partners = images.copy(), images.flip(axis=0)
-        images[:, :, rows, columns] = partners[:, :, rows, columns]
+        images = images.copy()
+        images[:, :, rows, columns] = images[:, :, rows, columns].flip(axis=0)
     kept = 1 - area / (images.shape[2] * images.shape[3])
     return images, kept * targets + (1 - kept) * targets.flip(axis=0)
 
@@ -53,7 +53,7 @@ def smooth_labels(targets, epsilon):
     to 1.
     """
     classes = targets.shape[1]
-    if classes == 1:
+    if classes == 1 or not epsilon:
         return targets
     others = epsilon / (classes - 1)
     return targets * (1 - epsilon - others) + others

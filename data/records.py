@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from base.errors import UserError
-from base.files import file_digest, open_regular, reading
+from base.files import file_digest, is_at, open_regular, reading
 from base.text import one_line
 
 __all__ = [
@@ -327,16 +327,9 @@ def locked(path):
     while not held:
         with open(name, "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            held = _is_at(lock, name)  # or it is that of a process which has ended since, and no other's lock
+            held = is_at(lock.fileno(), name)  # or it is that of a process which has ended since, and no other's lock
             if held:
                 try:
                     yield
                 finally:
                     name.unlink(missing_ok=True)
-
-
-def _is_at(file, path):
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from base.errors import UserError, run_command
@@ -117,7 +118,10 @@ def main():
     for name in LOADERS * args.rounds:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
             turn = executor.submit(images_per_second, name, args.folder, args.cores, args.batch_size, args.seconds)
-            turns[name].append(turn.result())
+            try:
+                turns[name].append(turn.result())
+            except BrokenProcessPool:
+                raise UserError(f"the process that measured {name} was killed") from None
     medians = {name: statistics.median(rates) for name, rates in turns.items()}
     if args.json:
         print(json.dumps({"cores": args.cores, "images_per_second": turns, "median": medians}))

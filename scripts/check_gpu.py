@@ -215,11 +215,13 @@ def check_resuming(machine):
         machine.command("killed", *flags), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     checkpoints, until = Checkpoints(machine.folder / "params" / "killed"), time.monotonic() + LONGEST
-    while not any(path.name >= "checkpoint-000003" for path in checkpoints.paths()):
-        if process.poll() is not None or time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    try:
+        while not any(path.name >= "checkpoint-000003" for path in checkpoints.paths()):
+            if process.poll() is not None or time.monotonic() > until:
+                break
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         raise Failure("the training ended before it was killed")
     machine.run(sys.executable, "cifar10_train.py", "--resume", "killed", "--log-dir", machine.folder)

@@ -296,7 +296,7 @@ def train_all(trials, place, log_dir, jobs, on_gpus, trainings):
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if jobs > 1:
-                print(f"{error}; those that run beside it are waited for", file=sys.stderr, flush=True)
+                print(f"{error}; those that run beside it are waited for", flush=True)
             raise
     if trainings.stopped:
         print("stopped; the same command goes on", flush=True)
@@ -354,11 +354,8 @@ def finished(run, epochs, log_dir):
 
 def ended_well(run, log_dir):
     """Whether a run, if it has all epochs, is finished: one that diverged in the last of them does not say so."""
-    try:
-        with open_regular(RunPaths(log_dir, run).log) as file:
-            return b" Finished: " in file.read()
-    except OSError:  # a CSV alone
-        return True
+    paths = RunPaths(log_dir, run)
+    return not paths.log.exists() or paths.finished_line() is not None  # or there is a CSV alone
 
 
 def report(name, scale, trials, diverged, log_dir):

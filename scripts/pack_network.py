@@ -5,12 +5,13 @@ that takes a .params file then takes NAME. Vectors (biases, and batch normalizat
 single precision: they are few, and variances may be smaller than half precision's least number.
 """
 
+import argparse
 import dataclasses
 import re
 
 from base.errors import UserError, run_command
 from base.files import writing
-from base.flags import HelpFormatter, OneLineParser
+from base.flags import HelpFormatter, OneLineParser, bounded_float
 from base.runtime import prepare_mxnet
 from base.text import one_line
 from training.trained import params_path, trained_params
@@ -24,22 +25,17 @@ def parse_arguments():
     )
     parser.add_argument("--params", required=True, type=params_path, metavar="FILE", help="a .params file of a run")
     parser.add_argument("--name", required=True, type=short_name, help="short name of the network")
-    parser.add_argument("--accuracy", type=share, help="on all test images, where that of the run is of fewer")
+    parser.add_argument(
+        "--accuracy", type=bounded_float(0, 1), help="on all test images, where that of the run is of fewer"
+    )
     return parser.parse_args()
 
 
 def short_name(value):
-    """A name that is a folder's on any system. Raises ValueError for another."""
+    """A flag's type: a name that is a folder's on any system."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", value):
-        raise ValueError(value)
+        raise argparse.ArgumentTypeError(f"{value!r} is not of small letters, digits and dashes")
     return value
-
-
-def share(value):
-    """A number from 0 to 1. Raises ValueError for another."""
-    if not 0 <= float(value) <= 1:
-        raise ValueError(value)
-    return float(value)
 
 
 def main():

@@ -210,7 +210,7 @@ class Life:
     def can_be_edited(self):
         """Whether the run will go on from a checkpoint; nobody mends a finished one."""
         paths = [path for path in (self.log_dir / "params").glob("*") if Checkpoints(path).paths()]
-        return bool(paths) and all(" Finished: " not in log.read_text() for log in self.files("text/*.log"))
+        return bool(paths) and all(RunPaths(self.log_dir, path.name).finished_line() is None for path in paths)
 
     def files(self, pattern):
         """The training's files."""

@@ -137,6 +137,15 @@ def wait_until(condition, seconds=120):
     return condition()
 
 
+@pytest.fixture
+def processes(tmp_path):
+    """Starts processes that are killed at the end."""
+    from tests.engines import Processes  # which imports this module
+
+    with Processes(tmp_path) as started:
+        yield started
+
+
 def assert_refused(process, *words):
     """A finished process said in one line what is wrong, with these words in it."""
     assert process.returncode == 2, process.stdout + process.stderr

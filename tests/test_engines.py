@@ -5,7 +5,6 @@ import os
 import sys
 
 import numpy as np
-import pytest
 
 from tests import engines
 
@@ -75,12 +74,6 @@ def expected(rank, workers=2):
     factor = sum(range(1, workers + 1))
     totals = [((np.arange(count) % 1000 + 1) * factor).astype(dtype) for count, dtype in ARRAYS]
     return [(rank, workers, hashlib.sha256(total.tobytes()).hexdigest()) for total in totals]
-
-
-@pytest.fixture
-def processes(tmp_path):
-    with engines.Processes(tmp_path) as started:
-        yield started
 
 
 def test_byteps_sums_over_two_workers_and_all_its_processes_end(processes, tmp_path):

@@ -190,7 +190,7 @@ def test_a_failure_is_said_at_once_and_what_waits_is_not_begun(tmp_path, capsys,
     place = ["--data-dir", "sets", "--log-dir", str(tmp_path)]
     with pytest.raises(OSError, match="no memory"):
         train_all(trials, place, tmp_path, 2, False, SimpleNamespace(run=run, stopped=None))
-    assert "no memory; those that run beside it are waited for" in capsys.readouterr().err
+    assert "no memory; those that run beside it are waited for" in capsys.readouterr().out
     assert sorted(begun) == ["run-1", "run-2"]
 
 

@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 import mxnet as mx
@@ -21,7 +20,7 @@ from data.folders import FolderImages, list_images
 from data.imagenet import as_jpeg, open_imagenet, prepare
 from data.loader import Loader, LoaderOptions
 from data.records import Records, write_encoded
-from tests.conftest import ROOT, assert_refused
+from tests.conftest import ROOT, assert_refused, wait_until
 from tests.test_imagenet import encoded, make_folders, smooth_image
 
 GOOD = encoded(smooth_image())
@@ -249,13 +248,6 @@ def children(pid):
         return [int(child) for child in file.read().split()]
 
 
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def long_preparation(tmp_path):
     """A preparation of some minutes, and its workers, once they work."""
@@ -267,7 +259,7 @@ def long_preparation(tmp_path):
         os.link(first, first.with_name(f"{number}.png"))
     command = [sys.executable, "-m", "data.imagenet", folder, out, "--workers", "2"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: any(path.stat().st_size for path in tmp_path.glob("out.new-*/train.rec")))
+    assert wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob("out.new-*/train.rec")), 300)
     workers = children(process.pid)
     assert len(workers) == 2
     yield process, workers
@@ -279,7 +271,7 @@ def test_a_preparation_that_is_killed_leaves_no_process_and_the_next_tidies_up(t
     process, workers = long_preparation
     process.send_signal(signal.SIGKILL)
     process.wait()
-    wait_for(lambda: not any(map(alive, workers)))
+    assert wait_until(lambda: not any(map(alive, workers)), 300)
     left = list(tmp_path.glob("out.new-*"))
     assert len(left) == 1 and not (tmp_path / "out").exists()
     prepare(make_folders(tmp_path / "other"), tmp_path / "out")

@@ -147,6 +147,22 @@ def test_labels_follow_the_sorted_class_names(tmp_path):
         assert contents[content.tobytes()] == ["ant", "bee", "zebra"][int(label)]
 
 
+def test_records_are_shuffled_and_the_same_each_time(tmp_path):
+    folder = make_folders(tmp_path / "in", count=20)
+    for name in ("one", "other"):
+        prepare(folder, tmp_path / name)
+    records = Records(tmp_path / "one" / "train.rec")
+    labels = records.labels(np.arange(len(records))).tolist()
+    assert labels != sorted(labels), "or --limit would take the first classes only"
+    one, other = ((tmp_path / name / "train.rec").read_bytes() for name in ("one", "other"))
+    assert one == other
+
+
+def test_the_quality_is_that_of_what_is_encoded_anew():
+    sizes = [len(as_jpeg(encoded(smooth_image(64, 64), "PNG"), JpegOptions(quality=q))[0]) for q in (20, 95)]
+    assert sizes[0] < sizes[1] and len(as_jpeg(encoded(smooth_image(64, 64), "PNG"))[0]) == sizes[1]
+
+
 def test_a_class_without_validation_images_moves_no_label(tmp_path):
     folder = make_folders(tmp_path / "in")
     shutil.rmtree(folder / "val" / "ant")

@@ -16,6 +16,7 @@ import pytest
 from base.runtime import real_core_count
 from scripts.launch import PATIENCE, SAVING, wait
 from tests.conftest import ROOT, wait_until
+from tests.engines import free_port
 
 LIMIT = 120  # seconds after which a launcher hangs, on a machine that is busy with other things
 
@@ -339,6 +340,23 @@ time.sleep(600)
     assert launcher.wait(LIMIT) == 130
 
 
+def test_a_third_signal_kills(start):
+    code = """
+import signal, time
+signal.signal(signal.SIGINT, lambda *_: print("no"))
+print("ready")
+while True:
+    time.sleep(600)
+"""
+    launcher = start("--num-gpus", "1", code=code)
+    assert launcher.stdout.readline() == "[0] ready\n"
+    for _ in range(2):
+        launcher.send_signal(signal.SIGINT)
+        assert launcher.stdout.readline() == "[0] no\n"
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(LIMIT) == 128 + signal.SIGKILL
+
+
 def only_child(launcher):
     with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as file:
         (child,) = file.read().split()
@@ -386,16 +404,17 @@ def byteps(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("role", ["scheduler", "server"])
-def test_scheduler_and_server_are_given_ps_lites_variables(launch, environ, role, byteps, free_port):
+def test_scheduler_and_server_are_given_ps_lites_variables(launch, environ, role, byteps):
+    port = free_port()
     status, printed, errors = launch(
-        "--role", role, "--workers", "2", "--servers", "3", "--scheduler", f"localhost:{free_port}"
+        "--role", role, "--workers", "2", "--servers", "3", "--scheduler", f"localhost:{port}"
     )
     assert (status, errors) == (0, "")
     lines = printed.splitlines()
-    waiting = [f"waiting for the scheduler at 127.0.0.1:{free_port}"] if role == "server" else []
+    waiting = [f"waiting for the scheduler at 127.0.0.1:{port}"] if role == "server" else []
     assert lines[: len(waiting)] == waiting
     expected = {"DMLC_ROLE": role, "DMLC_NUM_WORKER": "2", "DMLC_NUM_SERVER": "3", "DMLC_PS_ROOT_URI": "127.0.0.1"}
-    expected |= {"DMLC_PS_ROOT_PORT": str(free_port), "DMLC_NODE_HOST": "127.0.0.1", "DMLC_USE_KUBERNETES": "0"}
+    expected |= {"DMLC_PS_ROOT_PORT": str(port), "DMLC_NODE_HOST": "127.0.0.1", "DMLC_USE_KUBERNETES": "0"}
     assert {f"[{role}] {name}={value}" for name, value in expected.items()} <= set(lines)
 
 
@@ -409,13 +428,6 @@ def test_ctrl_c_ends_a_server_that_is_deep_in_native_code(start, byteps, tmp_pat
     assert wait_until(lambda: state(only_child(launcher)) == "S")
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(LIMIT) == 130
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_port_in_use_is_said(launch, byteps):
@@ -514,10 +526,7 @@ def script(tmp_path, environ, monkeypatch):
     return run
 
 
-RECIPE = (
-    ".venv/bin/python cifar10_train.py --num-layers 56 --num-gpus 1 --workers 2 --batch-size 128 --epochs 200 "
-    "--lr 0.2 --wd 0.0008 --lr-mode cosine --warmup-epochs 10 --mix-up 1 --alpha 1.0"
-)
+RECIPE = ".venv/bin/python cifar10_train.py --recipe tricks --num-layers 56 --num-gpus 1"
 
 
 @pytest.mark.parametrize("name, sync", [("train_bps", "byteps"), ("train_hvd", "horovod")])

@@ -24,6 +24,20 @@ def test_crops_reach_all_corners_of_the_frame_alike():
     assert values.tolist() == list(range(-4, 5)) and counts.min() > 0.8 * counts.max()
 
 
+def test_a_validation_goes_on_where_dali_has_read_ahead(numbered, monkeypatch):
+    loader, starts, start = make_loader(numbered(25), training=False), [], Loader._start
+    monkeypatch.setattr(Loader, "_start", lambda self, *at: starts.append(at) or start(self, *at))
+
+    def validation():
+        batches = list(loader.epoch(0))
+        return [batch.count for batch in batches], [batch.images.asnumpy().tolist() for batch in batches]
+
+    first = validation()
+    assert first == validation() and first[0] == [10, 10, 5] and len(starts) == 1
+    next(loader.epoch(0))  # as a picture of the first images is drawn
+    assert first == validation() and len(starts) == 2
+
+
 def test_another_seed_has_another_order(numbered):
     dataset = numbered(50)
     first, again, other = (make_loader(dataset, seed=seed)._order(0).tolist() for seed in (1, 1, 2))

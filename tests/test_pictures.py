@@ -365,6 +365,9 @@ def test_an_evaluation_takes_flags_that_are_its_networks_and_no_others(tmp_path,
     args.unit = "bottleneck"
     with pytest.raises(UserError, match="--unit bottleneck: .* is of resnet"):
         load_for_evaluation(args, [mx.cpu()], ["digits"])
+    args.given, args.mask = ["mask"], "local"
+    with pytest.raises(UserError, match="--mask local: .* has nothing of the kind"):
+        load_for_evaluation(args, [mx.cpu()], ["digits"])
     variant = {"num_layers": 56, "unit": "se", "attention": "channel", "learning": "naive", "mask": "local"}
     for modules in ((2, 1, 1), None):
         fields = {name: value for name, value in variant.items() if name != "num_layers"}

@@ -1,6 +1,8 @@
 """A stopped training goes on as if it had never stopped, to the bit, or says in one line why it does not."""
 
 import dataclasses
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -26,6 +28,7 @@ from training.loss_scale import FIRST
 from training.network_file import describe
 from training.optimizers import optimizer_options
 from training.run.checkpoint import Checkpoint, Checkpoints
+from training.run.files import LOCK, RunFiles, new_run
 from training.run.progress import TrainingProgress
 from training.run.resume import find_newest
 from training.run.run import Run, RunOptions, what_changes
@@ -231,7 +234,9 @@ def test_more_epochs_move_what_follows_from_their_number(tmp_path, digits):
 
 
 def snapshot(folder):
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    """What is in the files of a log folder, and when they were written; but for the lock of who holds the run."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def test_a_finished_run_says_so_again_and_writes_nothing(tmp_path, digits, capsys):
@@ -323,10 +328,63 @@ def test_another_network_is_refused_by_the_name_of_an_array(stopped, digits, mon
 
 
 def test_a_run_is_written_by_one_process_at_a_time(stopped, digits):
-    from training.run.files import RunFiles
-
+    lock = stopped / "params" / "run" / LOCK
     with RunFiles(stopped, "run"):
-        refused(stopped, digits, "--resume", "run", match="another process")
+        refused(stopped, digits, "--resume", "run", match="is being written by another process")
+        with pytest.raises(BlockingIOError), open(lock, "r+b") as file:  # as a network file system must have it
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_process_that_has_ended_since_is_nobodys(stopped, monkeypatch):
+    """It is removed between the opening and the locking: another one is made."""
+    whole, lock = fcntl.flock, stopped / "params" / "run" / LOCK
+    taken = []
+
+    def slow(descriptor, operation):
+        if not taken:
+            lock.unlink()
+        taken.append(os.fstat(descriptor).st_ino)
+        whole(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with RunFiles(stopped, "run"):
+        assert len(taken) == 2 and lock.stat().st_ino == taken[1]
+
+
+def test_the_lock_of_a_run_that_was_begun_anew_is_left(tmp_path):
+    with new_run(tmp_path, "run", "digits") as first:
+        shutil.rmtree(first.params)
+        first.params.mkdir()
+        with RunFiles(tmp_path, "run") as second:
+            first.__exit__()
+            assert (second.params / LOCK).exists()
+
+
+@pytest.mark.parametrize("number, expected", [(errno.ENOLCK, "cannot lock .*No locks available"), (errno.EROFS, None)])
+def test_a_file_system_without_locks_is_said_and_one_to_read_only_needs_none(tmp_path, monkeypatch, number, expected):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    new_run(tmp_path, "run", "digits").__exit__()
+    if expected:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(UserError, match=expected):
+            RunFiles(tmp_path, "run")
+    else:
+        monkeypatch.setattr("training.run.files.os.open", refuse)
+        RunFiles(tmp_path, "run").__exit__()
+
+
+def test_runs_that_begin_in_one_minute_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "202611261200")
+    names = [new_run(tmp_path, None, "digits").name for _ in range(3)]
+    assert names == ["digits_202611261200", "digits_202611261200_2", "digits_202611261200_3"]
+
+
+def test_a_run_that_another_process_removes_meanwhile_is_said(tmp_path):
+    with pytest.raises(UserError, match="the run gone .* was removed by another process"):
+        RunFiles(tmp_path, "gone")
 
 
 def test_a_path_is_a_run_or_one_of_its_checkpoints(stopped, digits, tmp_path, undisturbed):
@@ -478,11 +536,12 @@ def test_a_run_that_went_back_to_a_checkpoint_and_was_stopped_goes_on_from_that(
     assert not newest.exists()
 
 
-def test_a_picture_that_has_no_room_costs_no_epoch(monkeypatch):
+@pytest.mark.parametrize("error", [mx.base.MXNetError("cudaMalloc failed: out of memory"), MemoryError()], ids=type)
+def test_a_picture_that_has_no_room_costs_no_epoch(monkeypatch, error):
     said = []
 
     def no_room(*_):
-        raise mx.base.MXNetError("cudaMalloc failed: out of memory")
+        raise error
 
     monkeypatch.setattr("training.attention_pictures.picture_of_batch", no_room)
     run = SimpleNamespace(

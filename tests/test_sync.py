@@ -26,12 +26,6 @@ WORKER = [sys.executable, "tests/sync_worker.py"]
 IMAGES = 16  # a step, over all workers
 
 
-@pytest.fixture
-def processes(tmp_path):
-    with engines.Processes(tmp_path) as started:
-        yield started
-
-
 class Eight:
     """Eight workers that all have this one's gradients."""
 

@@ -1,5 +1,6 @@
 """The trained networks that the repository holds: found by their short names, and as good as they are said to be."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -62,6 +63,17 @@ def test_a_packed_network_has_a_checksum(packed):
         read_description(params_path("mine"))
 
 
+def test_numbers_beyond_half_precision_are_refused(packed, tmp_path, monkeypatch):
+    packed.output.weight.set_data(1e6 * mx.nd.ones_like(packed.output.weight.data()))
+    description = read_description(params_path("mine"))
+    Exports(tmp_path / "run", 0, description).save(packed, 4, 4, 0.5)
+    flags = ["--params", str(tmp_path / "run" / "last.params"), "--name", "other"]
+    monkeypatch.setattr("sys.argv", ["pack_network", *flags])
+    with pytest.raises(UserError, match="half precision does not hold the numbers of output"):
+        pack_network.main()
+    assert not (tmp_path / "trained" / "other").exists()
+
+
 def test_a_network_of_which_no_epoch_is_known_is_refused(packed, tmp_path, monkeypatch):
     packed.initialize(mx.init.Xavier(), force_reinit=True)
     packed.save_parameters(str(tmp_path / "run" / "mine.params"))
@@ -85,7 +97,7 @@ def test_another_network_does_not_take_a_name(packed, tmp_path, monkeypatch, dig
 
 @pytest.mark.parametrize("name", ["../up", "Upper", ""])
 def test_a_short_name_is_a_folders(name):
-    with pytest.raises(ValueError):
+    with pytest.raises(argparse.ArgumentTypeError, match="small letters"):
         pack_network.short_name(name)
 
 

@@ -22,7 +22,7 @@ from training.fine_tuning import FineTuning
 from training.flags import NETWORKS, RESNET
 from training.learner import Learner, LearnerOptions, mirror_averaged, stored, validate
 from training.loop import fit
-from training.network_file import NETWORK_FILE, describe, load_network, make_network
+from training.network_file import NETWORK_FILE, check_depth, describe, load_network, make_network
 from training.optimizers import optimizer_options
 from training.prediction import check_classes
 from training.run.progress_bar import ProgressBar
@@ -37,7 +37,7 @@ __all__ = [
     "make_net",
     "network_fields",
     "train",
-    "train_network",
+    "train_or_evaluate",
 ]
 
 
@@ -67,13 +67,16 @@ def network_fields(args):
 
 
 def flags_of(description):
-    """What the flags of a network are where it is that of a description, {name: value}; the reverse of the above."""
+    """What the flags of a network are where it is that of a description, {name: value}; the reverse of the above.
+
+    None are those which a network of that kind has not.
+    """
     unit = RESNET if description.family == "resnet" else description.unit
     flags = {"num_layers": description.depth, "unit": unit}
-    if unit == RESNET:
-        return flags
-    modules = description.modules or attention_net_spec[description.depth].modules
     names = ("attention", "learning", "mask")
+    if unit == RESNET:
+        return flags | dict.fromkeys([*names, "modules"])
+    modules = description.modules or attention_net_spec[description.depth].modules
     return flags | {name: getattr(description, name) for name in names} | {"modules": list(modules)}
 
 
@@ -108,11 +111,33 @@ def make_loader(dataset, split, group, args):
     )
 
 
-def train_network(family, dataset, group, args):
-    """`train` the network that the flags describe, of a family of `training.network_file.FAMILIES`."""
-    description = describe(dataset, family, args.num_layers, **network_fields(args))
-    new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
-    train(new_net, description, dataset, group, args)
+def train_or_evaluate(family, datasets, open_images, args):
+    """What a training script does when its flags are read: `train` the network that they describe, or `evaluate` one.
+
+    Parameters
+    ----------
+    family : str
+        Of `training.network_file.FAMILIES`: what is trained.
+    datasets : iterable of str
+        Those that the script knows.
+    open_images : callable
+        Returns the `data.dataset.Dataset` that ``args`` name.
+    args : argparse.Namespace
+        The flags of `training.flags`.
+
+    Raises what these two and `join_group` raise, and UserError where the family has no network of --num-layers.
+    """
+    if not args.eval_only:
+        check_depth(family, args.num_layers)
+    with join_group(args) as group:
+        trained = load_for_evaluation(args, group.devices, datasets) if args.eval_only else None
+        dataset = group.main_process_first(functools.partial(open_images, args))
+        if trained:
+            evaluate(*trained, dataset, group, args)
+            return
+        description = describe(dataset, family, args.num_layers, **network_fields(args))
+        new_net = functools.partial(make_net, description, args.last_gamma, args.no_wd)
+        train(new_net, description, dataset, group, args)
 
 
 def train(new_net, description, dataset, group, args):
@@ -232,8 +257,9 @@ def load_for_evaluation(args, devices, datasets):
     net, description = load_network(args.params, devices)
     for flag, value in flags_of(description).items():
         if flag in args.given and getattr(args, flag) != value:
+            said = f"is of {value}" if value else "has nothing of the kind"
             raise UserError(
-                f"--{flag.replace('_', '-')} {getattr(args, flag)}: {args.params} is of {value}, as {NETWORK_FILE} says"
+                f"--{flag.replace('_', '-')} {getattr(args, flag)}: {args.params} {said}, as {NETWORK_FILE} says"
             )
     seen = {"dataset": description.dataset, "input_size": description.input_size, "crop_ratio": description.crop_ratio}
     for flag, value in seen.items():

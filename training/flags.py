@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import reprlib
 import secrets
 import sys
@@ -15,16 +14,17 @@ from base.flags import (
     bounded_float,
     bounded_int,
     file_name,
-    fraction,
+    fraction_above_zero,
+    fraction_below_one,
     increasing_numbers,
     non_negative_float,
     non_negative_int,
     positive_float,
-    positive_fraction,
     positive_int,
     positive_ints,
 )
 from base.output import lasting_output
+from base.text import has_controls
 from training.distributed.launcher import launch_info
 from training.optimizers import OPTIMIZERS
 from training.run.files import DEFAULT_LOG_DIR
@@ -90,7 +90,6 @@ MAY_CHANGE = (
     "log_dir",
 )
 
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no saved setting has
 
 EXIT_STATUSES = """exit status: 0 finished; 1 a fault of the program; 2 bad input, or a machine that lacks something (a
 file, a GPU, disk space, another worker); 3 loss, gradient or parameters are not finite; 129 stopped by SIGHUP; 130 by
@@ -170,7 +169,7 @@ def _add_data_flags(parser, datasets):
     )
     group.add_argument(
         "--label-noise",
-        type=fraction,
+        type=fraction_below_one,
         default=0.0,
         metavar="R",
         help="give the share R of the training images the label of another class, fixed by --seed",
@@ -287,7 +286,7 @@ def _add_optimization_flags(parser):
         metavar="N",
         help="--lr is for N images a step and scaled with their number (default: it is for any number)",
     )
-    group.add_argument("--momentum", type=fraction, default=0.9, help="momentum of the updates")
+    group.add_argument("--momentum", type=fraction_below_one, default=0.9, help="momentum of the updates")
     group.add_argument("--wd", "--weight-decay", type=non_negative_float, default=1e-4, help="weight decay")
     group.add_argument(
         "--lr-mode",
@@ -300,7 +299,7 @@ def _add_optimization_flags(parser):
     )
     group.add_argument(
         "--lr-factor",
-        type=positive_fraction,
+        type=fraction_above_zero,
         default=0.1,
         help="what the rate is multiplied by at each of --lr-steps",
     )
@@ -326,7 +325,7 @@ def _add_optimization_flags(parser):
     )
     group.add_argument(
         "--ema",
-        type=fraction,
+        type=fraction_below_one,
         metavar="DECAY",
         help="keep a moving average of the weights, which is validated and saved as well",
     )
@@ -361,7 +360,9 @@ def _add_mixing_flags(parser):
         type=non_negative_int,
         help="last epochs without mixup and CutMix (default: a tenth of --epochs)",
     )
-    group.add_argument("--epsilon", type=fraction, default=0.0, help="label smoothing: the share of all other classes")
+    group.add_argument(
+        "--epsilon", type=fraction_below_one, default=0.0, help="label smoothing: the share of all other classes"
+    )
 
 
 def _add_log_flags(parser):
@@ -506,7 +507,7 @@ def parse_arguments(parser, argv=None):
         parser.error("--bfloat16 is for the CPU, not for --num-gpus; --no-bfloat16 turns it off")
     args.settings = {name: value for name, value in flags.items() if name not in NOT_SETTINGS}
     for name, value in args.settings.items():
-        if isinstance(value, str) and CONTROLS.search(value) and not flags.get("eval_only"):
+        if isinstance(value, str) and has_controls(value) and not flags.get("eval_only"):
             parser.error(f"{_flag(name)} {value}: a control character, with which no run could go on")
     args.resumed, args.given = resumed, sorted(given)
     if launch_info().rank == 0 and not flags.get("eval_only"):
@@ -620,7 +621,7 @@ def _takes(action, value):
         typed = (action.type or str)(text)
     except (ValueError, RecursionError, argparse.ArgumentTypeError):
         return False
-    return typed == value and typed in (action.choices or [typed]) and not CONTROLS.search(text)
+    return typed == value and typed in (action.choices or [typed]) and not has_controls(text)
 
 
 def _flag(name):

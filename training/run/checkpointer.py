@@ -77,7 +77,10 @@ class Checkpointer:
         return [*resumed.damaged, *strangers, *self._files.restore(resumed.written)]
 
     def save(self):
-        """Write a checkpoint, unless the last one is of this very step."""
+        """Write a checkpoint, unless the last one is of this very step.
+
+        Raises UserError where the disk refuses, and Diverged where a number is not finite.
+        """
         if self._now() != self._saved_at:
             self._write(self._state.statistics, self._progress.averages.over(self._group, "averages"))
             self._saved_at = self._now()

@@ -1,6 +1,8 @@
 """The files of a run, what they held at a checkpoint, and the right to write them. Imports nothing heavy."""
 
+import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,14 +12,18 @@ import weakref
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import append, free_name, fsync, writing
+from base.files import append, free_name, fsync, is_at, open_regular, writing
 
-__all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "RunFiles", "RunPaths", "Written", "new_run"]
+__all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "FINISHED", "LOCK", "RunFiles", "RunPaths", "Written", "new_run"]
 
 DEFAULT_LOG_DIR = "./log"
 EVENTS = "events.out.tfevents."
 NO_CURVES = ("epoch", "seconds")  # columns of the CSV that are no curves
+FINISHED = "Finished:"  # how a run's last line begins
 ABANDONED = "abandoned-"  # how the names of .params files begin that a run has given up
+# In params/RUN/ while a process writes the run. A file, because several machines may share the folder, and network file
+# systems lock only what is open for writing.
+LOCK = "lock"
 CHUNK = 1 << 20  # bytes
 
 
@@ -61,6 +67,16 @@ class RunPaths:
         self.board, self.params = self.log_dir / "board" / name, self.log_dir / "params" / name
         self.log, self.csv = (self.log_dir / "text" / f"{name}{suffix}" for suffix in (".log", ".csv"))
 
+    def finished_line(self, offset=0):
+        """The line of the log, from so many bytes on, that the run finished with; None where it has not."""
+        try:
+            with open_regular(self.log) as log:
+                log.seek(offset)
+                lines = log.read().decode(errors="replace").splitlines()
+        except OSError:
+            return None
+        return next((line[line.index(FINISHED) :] for line in lines if f" {FINISHED} " in line), None)
+
 
 class RunFiles(RunPaths):
     """What a run writes.
@@ -73,30 +89,48 @@ class RunFiles(RunPaths):
     to_write : bool
         Whether to write it, or, as all processes of a training do but the main one, to read only.
 
-    Raises UserError where another process holds the run: one at a time may write it.
+    Raises UserError where another process holds the run, for one at a time may write it, or has removed it.
     """
 
     def __init__(self, log_dir, name, to_write=True):
         super().__init__(log_dir, name)
         self._rows = []  # of the CSV, whatever somebody makes of the file meanwhile
         self._digests = {}  # {path: (SHA-256 of its beginning, length of that)}
-        lock = os.open(self.params, os.O_RDONLY)
-        self._release = weakref.finalize(self, os.close, lock)
-        if not to_write:
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the run {name} in {log_dir} is being written by another process") from None
-        if not (self.params.exists() and os.path.samestat(os.fstat(lock), self.params.stat())):
-            raise UserError(f"the run {name} in {log_dir} was removed by another process, which begins it too")
+        lock = self._lock() if to_write else None
+        self._release = weakref.finalize(self, _unlock, *lock) if lock else None
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         """Let others have the run."""
-        self._release()
+        if self._release:
+            self._release()
+
+    def _lock(self):
+        """Hold the run's lock. Returns the descriptor of its file and the path; None where nobody could write."""
+        path = self.params / LOCK
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                reason = "was removed by another process, which begins it too"
+                raise UserError(f"the run {self.name} in {self.log_dir} {reason}") from None
+            except OSError as error:
+                if error.errno in (errno.EROFS, errno.EACCES):  # a finished run still says how it ended
+                    return None
+                raise UserError(f"cannot write {path}: {error.strerror}") from None
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(descriptor, path):  # or it was that of a process which has ended since
+                    return descriptor, path
+            except BlockingIOError:
+                os.close(descriptor)
+                raise UserError(f"the run {self.name} in {self.log_dir} is being written by another process") from None
+            except OSError as error:  # such as a network file system's without locks
+                os.close(descriptor)
+                raise UserError(f"cannot lock {path}: {error.strerror}") from None
+            os.close(descriptor)
 
     def event_files(self):
         """TensorBoard's files of this run, oldest first."""
@@ -192,6 +226,13 @@ class RunFiles(RunPaths):
                 done += len(content)
         self._digests[path] = digest, done
         return digest.hexdigest()
+
+
+def _unlock(descriptor, path):
+    with contextlib.suppress(OSError):
+        if is_at(descriptor, path):  # or the run was removed, and another process may have begun it anew
+            path.unlink()
+    os.close(descriptor)
 
 
 def _is_row(value):

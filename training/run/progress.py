@@ -25,9 +25,9 @@ class TrainingProgress:
     skipped : int
         Steps in a row, up to here, that were left out because their loss was not finite.
     best_accuracy, best_epoch : float, int
-        Of the best validation so far; epochs count from 1.
+        Of the best validation so far, with --ema that of the average; epochs count from 1.
     accuracy : float
-        Of the last validation; -1 before any, and in checkpoints from before it was kept.
+        Of the last such validation; -1 before any, and in checkpoints from before it was kept.
     """
 
     steps: int

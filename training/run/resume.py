@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import open_regular, writing
+from base.files import writing
 from training.distributed.launcher import launch_info
 from training.run.checkpoint import NEW, Checkpoint, Checkpoints
-from training.run.files import RunFiles, RunPaths, Written
+from training.run.files import LOCK, RunFiles, RunPaths, Written
 from training.run.progress import TrainingProgress
 
 __all__ = ["Resumed", "begin_or_resume", "discard_unbegun", "find_newest", "open_run"]
@@ -67,13 +67,7 @@ class Resumed:
 
     def last_line(self):
         """The line that the run finished with; None where it has not."""
-        try:
-            with open_regular(self.files.log) as log:
-                log.seek(self.written.sizes.get(self.files.log.name, 0))
-                lines = log.read().decode(errors="replace").splitlines()
-        except OSError:
-            return None
-        return next((line[line.index("Finished:") :] for line in lines if " Finished: " in line), None)
+        return self.files.finished_line(self.written.sizes.get(self.files.log.name, 0))
 
 
 def open_run(text, log_dir):
@@ -109,7 +103,8 @@ def discard_unbegun(log_dir, name):
     folder, log = run.params, run.log
     if folder.is_dir() and not Checkpoints(folder).paths():
         with RunFiles(log_dir, name) as files, writing(folder):
-            if not files.csv.exists() and all(path.name.endswith(NEW) for path in folder.iterdir()):
+            left = {path.name for path in folder.iterdir()} - {LOCK}
+            if not files.csv.exists() and all(name.endswith(NEW) for name in left):
                 shutil.rmtree(files.board, ignore_errors=True)
                 log.unlink(missing_ok=True)
                 shutil.rmtree(folder)

@@ -8,14 +8,14 @@ import signal
 import sys
 from typing import Optional
 
-from base.devices import is_out_of_memory
+from base.devices import explaining_memory
 from base.errors import Diverged, UserError, WorkerLost
 from base.output import lasting_output
 from base.runtime import thread_count
 from training.network_file import NetworkDescription
 from training.run.checkpointer import Checkpointer
 from training.run.exports import Exports
-from training.run.files import DEFAULT_LOG_DIR, new_run
+from training.run.files import DEFAULT_LOG_DIR, FINISHED, new_run
 from training.run.logger import RunLogger, SilentLogger
 from training.run.progress import TrainingProgress
 from training.run.progress_bar import ProgressBar
@@ -263,10 +263,9 @@ class Run:
 
         batch, *_ = next(self._validation.epoch(0))
         try:
-            pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+            with explaining_memory():
+                pixels = picture_of_batch(net, self._options.network, batch, self._validation.dataset)
+        except UserError:
             self._logger.info("out of memory: no picture of the masks of this epoch")
             return
         self._logger.picture("attention_masks", pixels, epoch)
@@ -275,7 +274,7 @@ class Run:
         """Say how the training ended."""
         best = f"{self.progress.best_accuracy:.4f} at epoch {self.progress.best_epoch}"
         if self._group.is_main_process:
-            self._logger.info(f"Finished: best validation accuracy {best} ({self._files.csv})")
+            self._logger.info(f"{FINISHED} best validation accuracy {best} ({self._files.csv})")
 
     def where(self):
         """How far the training is, for people, who count epochs from 1."""
