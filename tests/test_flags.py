@@ -134,7 +134,14 @@ def test_help_gives_every_flag_a_sentence_and_imports_nothing_heavy():
         "assert not {'mxnet', 'numpy', 'nvidia'} & set(sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for group in ("data:", "network and devices:", "optimization:", "mixing:", "logs and saved parameters:"):
+    for group in (
+        "data:",
+        "network and devices:",
+        "optimization:",
+        "learning rate:",
+        "mixing:",
+        "logs and saved parameters:",
+    ):
         assert group in shown
     parser = training_parser("test", datasets=["cifar10"])
     assert all(action.help for action in parser._actions)

@@ -135,6 +135,7 @@ def training_parser(description, *, datasets, recipes=None, **defaults):
     _add_network_flags(parser)
     _add_workers_flags(parser)
     _add_optimization_flags(parser)
+    _add_rate_flags(parser)
     _add_mixing_flags(parser)
     _add_log_flags(parser)
     parser.set_defaults(**defaults)
@@ -279,36 +280,8 @@ def _add_optimization_flags(parser):
         metavar="N",
         help="batches a step, for each device: the gradients of N are added up before the update",
     )
-    group.add_argument("--lr", "--learning-rate", type=positive_float, default=0.1, help="full learning rate")
-    group.add_argument(
-        "--lr-per",
-        type=positive_int,
-        metavar="N",
-        help="--lr is for N images a step and scaled with their number (default: it is for any number)",
-    )
     group.add_argument("--momentum", type=fraction_below_one, default=0.9, help="momentum of the updates")
     group.add_argument("--wd", "--weight-decay", type=non_negative_float, default=1e-4, help="weight decay")
-    group.add_argument(
-        "--lr-mode",
-        choices=["step", "cosine"],
-        default="step",
-        help="fall by --lr-factor at each of --lr-steps, or along a cosine to 0 at the last step",
-    )
-    group.add_argument(
-        "--lr-steps", type=increasing_numbers, default="80,120", help="epochs at which mode step falls, with commas"
-    )
-    group.add_argument(
-        "--lr-factor",
-        type=fraction_above_zero,
-        default=0.1,
-        help="what the rate is multiplied by at each of --lr-steps",
-    )
-    group.add_argument(
-        "--warmup-epochs",
-        type=non_negative_float,
-        default=0,
-        help="epochs, parts of one too, in which the rate first rises from a hundredth of --lr",
-    )
     group.add_argument("--no-wd", action="store_true", help="no weight decay on biases, gammas and betas")
     group.add_argument("--wd-all", action="store_false", dest="no_wd", help="weight decay on everything: not --no-wd")
     group.add_argument(
@@ -339,6 +312,38 @@ def _add_optimization_flags(parser):
         help="what to do about a loss that is not finite: stop, or leave its step out (ten in a row stop as well)",
     )
     group.add_argument("--seed", type=non_negative_int, help="repeat a run; drawn and logged where not given")
+
+
+def _add_rate_flags(parser):
+    group = parser.add_argument_group("learning rate")
+    group.add_argument("--lr", "--learning-rate", type=positive_float, default=0.1, help="full learning rate")
+    group.add_argument(
+        "--lr-per",
+        type=positive_int,
+        metavar="N",
+        help="--lr is for N images a step and scaled with their number (default: it is for any number)",
+    )
+    group.add_argument(
+        "--lr-mode",
+        choices=["step", "cosine"],
+        default="step",
+        help="fall by --lr-factor at each of --lr-steps, or along a cosine to 0 at the last step",
+    )
+    group.add_argument(
+        "--lr-steps", type=increasing_numbers, default="80,120", help="epochs at which mode step falls, with commas"
+    )
+    group.add_argument(
+        "--lr-factor",
+        type=fraction_above_zero,
+        default=0.1,
+        help="what the rate is multiplied by at each of --lr-steps",
+    )
+    group.add_argument(
+        "--warmup-epochs",
+        type=non_negative_float,
+        default=0,
+        help="epochs, parts of one too, in which the rate first rises from a hundredth of --lr",
+    )
 
 
 def _add_mixing_flags(parser):
