@@ -20,7 +20,7 @@ from tests.test_loop import small_net
 from training.distributed import process_group
 from training.distributed.launcher import LaunchInfo
 from training.distributed.process_group import ProcessGroup, SingleProcess
-from training.learner import Learner
+from training.learner import Learner, LearnerOptions
 
 WAITS = ("MXNDArraySyncCopyToCPU", "MXNDArrayWaitToRead", "MXNDArrayWaitToWrite", "MXNDArrayWaitAll")
 COUNTED = (*WAITS, "MXImperativeInvokeEx", "MXInvokeCachedOpEx")
@@ -121,9 +121,10 @@ def test_workers_that_know_nothing_of_each_other_do_not_write_one_run(monkeypatc
     assert process_group.start("none", 0).size == 1
 
 
-def steps(group, calls, count=3, optimizer="nag"):
-    """What `calls` counts in one step after others, and the learner."""
-    learner = Learner(small_net, group, (optimizer, {"momentum": 0.9, "wd": 1e-4}), seed=1)
+def steps(group, calls, count=3, optimizer="nag", **options):
+    """What `calls` counts in one step after others, and the learner, with `LearnerOptions`."""
+    options = LearnerOptions(**options)
+    learner = Learner(small_net, group, (optimizer, {"momentum": 0.9, "wd": 1e-4}), seed=1, options=options)
     draw = np.random.default_rng(0)
     examples = []
     for device in group.devices:
@@ -150,6 +151,14 @@ def test_one_process_waits_once_a_step(calls, devices, optimizer):
     assert calls["MXInvokeCachedOpEx"] == devices
     assert calls["MXImperativeInvokeEx"] <= 35 * devices  # whatever the number of parameters
     assert len(learner.trainer.trained) == 1
+
+
+def test_an_average_of_the_weights_costs_one_operator_a_step(calls):
+    counts = []
+    for options in ({}, {"ema": 0.9}):
+        steps(SingleProcess([mx.cpu()]), calls, **options)
+        counts.append(calls["MXImperativeInvokeEx"])
+    assert counts[1] == counts[0] + 1
 
 
 def test_a_worker_waits_once_and_exchanges_one_array_besides_the_gradients(calls, engine):
