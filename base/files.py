@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
@@ -10,7 +11,18 @@ import stat
 
 from base.errors import UserError
 
-__all__ = ["append", "file_digest", "free_name", "fsync", "is_at", "open_regular", "reading", "write_whole", "writing"]
+__all__ = [
+    "append",
+    "file_digest",
+    "free_name",
+    "fsync",
+    "open_regular",
+    "reading",
+    "release_lock",
+    "take_lock",
+    "write_whole",
+    "writing",
+]
 
 
 @contextlib.contextmanager
@@ -69,7 +81,36 @@ def fsync(path):
             os.close(descriptor)
 
 
-def is_at(descriptor, path):
+def take_lock(path, blocking=True):
+    """Hold the lock file ``path``, a pathlib.Path, which is made. Returns its descriptor, for `release_lock`.
+
+    A folder's own descriptor would need no file, but network file systems lock only what is open for writing.
+
+    Raises OSError where it cannot be made or locked: BlockingIOError where another process holds it, unless
+    ``blocking``, which waits for that one.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):  # or it was that of a process which has ended since, and is no other's lock
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def release_lock(descriptor, path):
+    """Give a lock back, and remove its file, unless that is another one by now, which another process may hold."""
+    try:
+        if _is_at(descriptor, path):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor, path):
     """Whether an open file is still the one that has a path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

@@ -4,7 +4,6 @@ The format is MXNet's own, as its im2rec writes it: every record is a header wit
 """
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from base.errors import UserError
-from base.files import file_digest, is_at, open_regular, reading
+from base.files import file_digest, open_regular, reading, release_lock, take_lock
 from base.text import one_line
 
 __all__ = [
@@ -317,19 +316,13 @@ def _check_own(folder, own):
 def locked(path):
     """Hold ``path``'s lock file, PATH.lock, so that several processes prepare the same data one after the other.
 
-    Whoever holds it removes it at the end. A folder's own descriptor would need no file, but network file systems lock
-    only what is open for writing.
+    Whoever holds it removes it at the end.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.parent / (path.name + ".lock")
-    held = False
-    while not held:
-        with open(name, "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            held = is_at(lock.fileno(), name)  # or it is that of a process which has ended since, and no other's lock
-            if held:
-                try:
-                    yield
-                finally:
-                    name.unlink(missing_ok=True)
+    descriptor = take_lock(name)
+    try:
+        yield
+    finally:
+        release_lock(descriptor, name)

@@ -74,8 +74,8 @@ def test_maps_shrink_from_stage_to_stage():
     [
         (["--num-layers", "57"], "452"),
         (["--input-size", "100"], "32"),
-        (["--input-size", "1000000"], "to 8192"),
-        (["--cifar", "--input-size", "10000000"], "to 8192"),
+        (["--input-size", "1000000"], "a multiple of 32 from 64 to 8192"),
+        (["--cifar", "--input-size", "10000000"], "a multiple of 8 from 16 to 8192"),
         (["--classes", "2147483648"], "from 1 to 16777216"),
         (["--unit", "vgg"], "resnext"),
     ],

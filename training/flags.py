@@ -90,7 +90,6 @@ MAY_CHANGE = (
     "log_dir",
 )
 
-
 EXIT_STATUSES = """exit status: 0 finished; 1 a fault of the program; 2 bad input, or a machine that lacks something (a
 file, a GPU, disk space, another worker); 3 loss, gradient or parameters are not finite; 129 stopped by SIGHUP; 130 by
 Ctrl-C; 143 by SIGTERM"""

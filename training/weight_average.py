@@ -34,9 +34,8 @@ class WeightAverage:
     def __init__(self, net, trainer, decay):
         self._decay = decay
         flats = [*trainer.trained, *trainer.statistics]
-        self._pairs = [
-            (flat.data[0].astype("float32"), flat.data[0]) for flat in flats
-        ]  # averages, and what they follow
+        # averages, and what they follow
+        self._pairs = [(flat.data[0].astype("float32"), flat.data[0]) for flat in flats]
         parts = {p.name: flat.part(mean, p) for flat, (mean, _) in zip(flats, self._pairs) for p in flat.parameters}
         parameters = net._collect_params_with_prefix()
         for parameter in parameters.values():

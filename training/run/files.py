@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -12,7 +11,7 @@ import weakref
 from pathlib import Path
 
 from base.errors import UserError
-from base.files import append, free_name, fsync, is_at, open_regular, writing
+from base.files import append, free_name, fsync, open_regular, release_lock, take_lock, writing
 
 __all__ = ["ABANDONED", "DEFAULT_LOG_DIR", "FINISHED", "LOCK", "RunFiles", "RunPaths", "Written", "new_run"]
 
@@ -21,9 +20,7 @@ EVENTS = "events.out.tfevents."
 NO_CURVES = ("epoch", "seconds")  # columns of the CSV that are no curves
 FINISHED = "Finished:"  # how a run's last line begins
 ABANDONED = "abandoned-"  # how the names of .params files begin that a run has given up
-# In params/RUN/ while a process writes the run. A file, because several machines may share the folder, and network file
-# systems lock only what is open for writing.
-LOCK = "lock"
+LOCK = "lock"  # in params/RUN/ while a process writes the run, on whichever machine that shares the folder
 CHUNK = 1 << 20  # bytes
 
 
@@ -110,27 +107,17 @@ class RunFiles(RunPaths):
     def _lock(self):
         """Hold the run's lock. Returns the descriptor of its file and the path; None where nobody could write."""
         path = self.params / LOCK
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:
-                reason = "was removed by another process, which begins it too"
-                raise UserError(f"the run {self.name} in {self.log_dir} {reason}") from None
-            except OSError as error:
-                if error.errno in (errno.EROFS, errno.EACCES):  # a finished run still says how it ended
-                    return None
-                raise UserError(f"cannot write {path}: {error.strerror}") from None
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(descriptor, path):  # or it was that of a process which has ended since
-                    return descriptor, path
-            except BlockingIOError:
-                os.close(descriptor)
-                raise UserError(f"the run {self.name} in {self.log_dir} is being written by another process") from None
-            except OSError as error:  # such as a network file system's without locks
-                os.close(descriptor)
-                raise UserError(f"cannot lock {path}: {error.strerror}") from None
-            os.close(descriptor)
+        try:
+            return take_lock(path, blocking=False), path
+        except BlockingIOError:
+            reason = "is being written by another process"
+        except FileNotFoundError:
+            reason = "was removed by another process, which begins it too"
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES):  # a finished run still says how it ended
+                return None
+            raise UserError(f"cannot lock {path}: {error.strerror}") from None
+        raise UserError(f"the run {self.name} in {self.log_dir} {reason}")
 
     def event_files(self):
         """TensorBoard's files of this run, oldest first."""
@@ -229,10 +216,8 @@ class RunFiles(RunPaths):
 
 
 def _unlock(descriptor, path):
-    with contextlib.suppress(OSError):
-        if is_at(descriptor, path):  # or the run was removed, and another process may have begun it anew
-            path.unlink()
-    os.close(descriptor)
+    with contextlib.suppress(OSError):  # what is left of a lock keeps nobody out
+        release_lock(descriptor, path)
 
 
 def _is_row(value):
